@@ -1,0 +1,66 @@
+"""Files and file systems: how large a volume's file is, and whether its share answers at all."""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from voldrivers.base import Run
+from voldrivers.errors import BackendError, CommandFailed, InvalidState, NotFound, OutcomeUnknown
+
+_ANSWER_S = 2.0
+_QCOW2_MAGIC = b"QFI\xfb"
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of a file system, of all and free for us."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def room(run: Run, directory: Path) -> Room:
+    """Ask the file system of `directory` for its room, in a child that can be given up.
+
+    A hard mount whose server is away blocks whoever asks, so this comes before every other look.
+    Raises InvalidState when there is no answer within two seconds, NotFound when the directory is gone.
+    """
+    try:
+        argv = ["stat", "--file-system", "--format=%S %b %a", "--", str(directory)]
+        answer = run(argv, timeout_s=_ANSWER_S)
+    except OutcomeUnknown as error:
+        needed = "mounted, its server reachable"
+        raise InvalidState(f"share {directory}", "not answering", needed) from error
+    except CommandFailed as error:
+        if "No such file" in error.reason:
+            raise NotFound("directory", str(directory)) from error
+        raise InvalidState(f"share {directory}", error.reason, "readable") from error
+    block_bytes, blocks, free_blocks = map(int, answer.stdout.split())
+    return Room(block_bytes * blocks, block_bytes * free_blocks)
+
+
+def image_bytes(path: Path, image_format: str) -> int:
+    """Read the size of the volume in an image file: of raw its length, of qcow2 what its header says.
+
+    By open and fstat, because a cached stat over NFS can be a minute old while an open asks the
+    server (close-to-open, nfs(5)). The format is what the driver recorded, never probed.
+    Raises NotFound, BackendError.
+    """
+    try:
+        with path.open("rb", buffering=0) as image:
+            if image_format == "raw":
+                return os.fstat(image.fileno()).st_size
+            return _qcow2_bytes(path, image.read(32))
+    except FileNotFoundError as error:
+        raise NotFound("file", str(path)) from error
+    except OSError as error:
+        raise BackendError(f"file {path}", f"cannot be read: {error.strerror}") from error
+
+
+def _qcow2_bytes(path: Path, header: bytes) -> int:
+    """The virtual size: bytes 24 to 31 of the header, big endian (QEMU docs/interop/qcow2.txt)."""
+    if len(header) < 32 or header[:4] != _QCOW2_MAGIC:
+        raise BackendError(f"file {path}", "was recorded as qcow2 but has no qcow2 header")
+    size_bytes: int = struct.unpack(">Q", header[24:32])[0]
+    return size_bytes

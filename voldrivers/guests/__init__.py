@@ -1,0 +1,1 @@
+"""Guests for tests and demonstrations: one without a CPU, one with a real kernel."""

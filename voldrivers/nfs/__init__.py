@@ -1,0 +1,1 @@
+"""Volumes as files on an NFS share or in a directory."""

@@ -1,0 +1,159 @@
+"""Programs: the only file that starts one.
+
+Every run has a time limit, no shell and a fixed locale. A child carries a mark in its environment
+by which a later process finds it when it outlived its parent.
+"""
+
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from voldrivers.base import Completed
+from voldrivers.errors import BackendError, CommandFailed, OutcomeUnknown
+
+MARK = "VOLDRIVERS_VOLUME"
+_marked_for: ContextVar[str] = ContextVar("marked_for", default="")
+
+
+def run(argv: Sequence[str], *, timeout_s: float) -> Completed:
+    """Run a program to its end and give what it printed.
+
+    Raises CommandFailed with arguments, exit code and stderr; BackendError when it cannot be
+    started; OutcomeUnknown when it did not end in time: it is killed then, with its children.
+    """
+    from oslo_concurrency import processutils  # 60 ms: only who runs a program pays
+
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        stdout, stderr = processutils.execute(
+            *argv,
+            timeout=math.ceil(timeout_s),
+            env_variables={**os.environ, "LC_ALL": "C", MARK: _marked_for.get()},
+            on_execute=children.append,
+            preexec_fn=os.setsid,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OutcomeUnknown(" ".join(argv), f"it did not end within {timeout_s:g} seconds") from error
+    except processutils.ProcessExecutionError as error:
+        reason = (error.stderr or error.stdout or "").strip()
+        code = error.exit_code if isinstance(error.exit_code, int) else None
+        raise CommandFailed(argv[0], reason, argv=tuple(argv), exit_code=code) from error
+    except OSError as error:
+        raise BackendError(argv[0], f"cannot be started: {error.strerror}") from error
+    finally:
+        for child in children:
+            _end(child)
+    return Completed(str(stdout), str(stderr))
+
+
+def start(argv: Sequence[str], *, output: Path) -> subprocess.Popen[bytes]:
+    """Start a program that goes on, in a session of its own; what it prints goes to `output`."""
+    with output.open("ab") as log:
+        return subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+@contextmanager
+def marked(volume_id: str) -> Iterator[None]:
+    """Mark every program that `run` starts in this context as working on one volume."""
+    token = _marked_for.set(volume_id)
+    try:
+        yield
+    finally:
+        _marked_for.reset(token)
+
+
+def end_orphans(volume_id: str, *, timeout_s: float) -> None:
+    """Wait for programs that a killed process left working on `volume_id`; end them when time is up.
+
+    Call it before looking: an orphan may still change what is seen. The mark stands in the child's
+    environment before it runs, so there is no moment in which an orphan exists and cannot be found.
+    Raises OutcomeUnknown when one cannot be ended (a dead hard mount).
+    """
+    try:
+        wait_until(lambda: not _orphans(volume_id), timeout_s, "an earlier program to end")
+    except OutcomeUnknown:
+        for pid in _orphans(volume_id):
+            _kill_group(pid)
+        wait_until(lambda: not _orphans(volume_id), 2.0, "an earlier program to end after SIGKILL")
+
+
+def identity(pid: int) -> str:
+    """Name a running process so that a later one with the same number is not taken for it."""
+    return f"{_boot_id()} {pid} {_start_time(pid)}"
+
+
+def is_gone(process_identity: str) -> bool:
+    """Tell whether the process named by `identity` has provably ended; a zombie has."""
+    boot_id, pid, started = process_identity.split()
+    return boot_id != _boot_id() or _start_time(int(pid)) != int(started)
+
+
+def wait_until(
+    condition: Callable[[], bool], timeout_s: float, what: str, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Ask `condition` until it holds. Raises OutcomeUnknown, with `what`, when time is up.
+
+    The pause grows from a millisecond to a tenth of a second.
+    """
+    pause_s, waited_s, began = 0.001, 0.0, time.monotonic()
+    while not condition():
+        if max(waited_s, time.monotonic() - began) >= timeout_s:
+            raise OutcomeUnknown(f"waiting for {what}", f"not so after {timeout_s:g} seconds")
+        sleep(pause_s)
+        waited_s += pause_s
+        pause_s = min(pause_s * 2, 0.1)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Kill a child that still runs; one stuck in the kernel is left behind, marked."""
+    if child.poll() is not None:
+        return
+    _kill_group(child.pid)
+    try:
+        child.wait(timeout=2.0)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _orphans(volume_id: str) -> list[int]:
+    wanted = f"{MARK}={volume_id}".encode()
+    return [pid for pid in _processes() if wanted in _environment(pid) and _start_time(pid) is not None]
+
+
+def _processes() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid())
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or of another user, who cannot be our orphan
+        return []
+
+
+def _start_time(pid: int) -> int | None:
+    """Field 22 of proc(5) stat, in clock ticks since boot; None for one that is gone or a zombie."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if after_name[0] in "ZX" else int(after_name[19])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
