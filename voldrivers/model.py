@@ -51,7 +51,7 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
     for phase, following in {
         Phase.GROWING: "growing rescanning resizing settling failed rolled-back",
         Phase.RESCANNING: "growing resizing settling failed rolled-back",
-        Phase.RESIZING: "growing settling failed rolled-back",
+        Phase.RESIZING: "growing rescanning settling failed rolled-back",
         Phase.SETTLING: "growing completed failed rolled-back",
         Phase.COMPLETED: "",
         Phase.FAILED: "",

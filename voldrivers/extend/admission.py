@@ -1,0 +1,94 @@
+"""Admission: everything that can refuse an extend before anything is touched, and the rounding."""
+
+from dataclasses import dataclass
+
+from voldrivers.base import Driver, Hosts, round_size
+from voldrivers.capabilities import InUseExtend
+from voldrivers.errors import InvalidSize, NotFound, NotSupported
+from voldrivers.model import Volume
+from voldrivers.sizes import format_size
+
+#: The protocol level of hosts that this extend needs.
+HOST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an extend of this volume would do: from the backend's size to the rounded one."""
+
+    volume: Volume
+    from_bytes: int
+    requested_bytes: int
+    to_bytes: int
+    grown_by: str
+    steps: tuple[str, ...]
+
+
+def plan(
+    volume: Volume, driver: Driver, hosts: Hosts, requested_bytes: int, *, attached_allowed: bool
+) -> Plan:
+    """Check everything that must hold before an extend and round its size, once.
+
+    Looks at the backend and at every host, changes nothing. Raises InvalidSize, NotSupported,
+    InvalidState, NotFound, NoSpace; what stands in the way is named.
+    """
+    rounded_bytes = _target(volume, driver, requested_bytes)
+    if volume.attachments:
+        _check_may_extend_attached(volume, driver, attached_allowed)
+    from_bytes = driver.volume_size(volume)
+    # Somebody else may have made it larger: it is never cut, the rest is brought up to it.
+    to_bytes = max(rounded_bytes, from_bytes)
+    if to_bytes > from_bytes:
+        driver.check_extend(volume, to_bytes)
+    for attachment in volume.attachments:
+        host = hosts.get(attachment.host)
+        if host is None:
+            raise NotFound("host", attachment.host, f", but {volume.title} is attached there")
+        if host.version < HOST_VERSION:
+            raise NotSupported(
+                f"host {host.name}", f"speaks protocol {host.version}, {HOST_VERSION} is needed"
+            )
+        host.check_extend(volume, attachment)
+    grown_by = _grown_by(volume, driver)
+    return Plan(
+        volume,
+        from_bytes,
+        requested_bytes,
+        to_bytes,
+        grown_by,
+        _steps(volume, grown_by, from_bytes, to_bytes),
+    )
+
+
+def _target(volume: Volume, driver: Driver, requested_bytes: int) -> int:
+    rounded_bytes = round_size(driver, volume.title, requested_bytes, volume.size_bytes)
+    if rounded_bytes < volume.size_bytes:
+        smaller = "a volume never becomes smaller"
+        raise InvalidSize(volume.title, smaller, format_size(requested_bytes), volume.size_bytes)
+    return rounded_bytes
+
+
+def _check_may_extend_attached(volume: Volume, driver: Driver, attached_allowed: bool) -> None:
+    if not driver.capabilities.declares("in_use_extend"):
+        cannot = f"the driver of backend {volume.backend} does not support extending a volume that is in-use"
+        raise NotSupported(volume.title, cannot)
+    if not attached_allowed:
+        off = "extending attached volumes is turned off (policy extend_attached); detach it first"
+        raise NotSupported(volume.title, off)
+
+
+def _grown_by(volume: Volume, driver: Driver) -> str:
+    by_hypervisor = driver.capabilities.in_use_extend is InUseExtend.BY_HYPERVISOR
+    instances = [a for a in volume.attachments if a.instance]
+    return f"the QEMU of {instances[0].place}" if by_hypervisor and instances else f"backend {volume.backend}"
+
+
+def _steps(volume: Volume, grown_by: str, from_bytes: int, to_bytes: int) -> tuple[str, ...]:
+    grow = f"growing: {grown_by} makes it {format_size(to_bytes)}"
+    if from_bytes == to_bytes:
+        grow = f"growing: nothing, backend {volume.backend} already has {format_size(to_bytes)}"
+    by_qemu = grown_by != f"backend {volume.backend}" and from_bytes != to_bytes
+    rescanned = [a for a in volume.attachments if not (by_qemu and a.instance)]
+    rescans = [f"rescanning: host {a.host} reads the new size" for a in rescanned]
+    resizes = [f"resizing: QEMU shows it to {a.place}" for a in volume.attachments if a.instance]
+    return (grow, *rescans, *resizes, "settling: every layer shows exactly that size")

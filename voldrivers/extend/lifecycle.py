@@ -1,0 +1,117 @@
+"""The steps by which a volume is created, deleted, attached and detached.
+
+Each is recorded before it begins and may be taken again: `resume` does so after a crash.
+"""
+
+from dataclasses import replace
+
+from voldrivers.base import Host
+from voldrivers.errors import InvalidInput, InvalidState, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.extend.site import Progress, Site
+from voldrivers.model import Attachment, AttachmentState, Connector, Volume
+from voldrivers.options import read_options
+from voldrivers.sizes import format_size
+
+
+def finish_create(site: Site, volume: Volume) -> Volume:
+    """Have the backend make a recorded volume and publish it; on failure nothing is left."""
+    driver = site.driver(volume)
+    kind: type[object] = driver.volume_options_type
+    options = read_options(kind, site.store.creation_options(volume), "volume option")
+    site.progress(Progress(volume, "creating", format_size(volume.size_bytes)))
+    try:
+        provider_data = driver.create_volume(volume, options)
+        backend_bytes = driver.volume_size(replace(volume, provider_data=provider_data))
+    except OutcomeUnknown:
+        raise
+    except VolDriverError:
+        driver.delete_volume(volume)
+        site.store.remove_volume(volume)
+        raise
+    site.store.volume_created(volume, provider_data, backend_bytes)
+    return site.store.volume(volume.id)
+
+
+def finish_delete(site: Site, volume: Volume) -> None:
+    """Have the backend remove a volume that is recorded as being deleted, and forget it."""
+    site.progress(Progress(volume, "deleting", format_size(volume.size_bytes)))
+    site.driver(volume).delete_volume(volume)
+    site.store.remove_volume(volume)
+
+
+def finish_attach(site: Site, volume: Volume, attachment: Attachment) -> Attachment:
+    """Connect and plug a recorded attachment; on failure it is undone and forgotten."""
+    host, driver = site.host(attachment.host), site.driver(volume)
+    others = _without(volume, attachment)
+    site.progress(Progress(volume, "attaching", attachment.place))
+    try:
+        connection_info = driver.initialize_connection(others, host.connector())
+        path = host.connect(others, attachment, connection_info)
+        attachment = replace(attachment, connection_info=connection_info, device_path=path)
+        site.store.update_attachment(attachment)
+        host.plug(others, attachment)
+    except OutcomeUnknown:
+        raise
+    except VolDriverError:
+        finish_detach(site, volume, attachment)
+        raise
+    attached = replace(attachment, state=AttachmentState.ATTACHED)
+    site.store.update_attachment(attached)
+    return attached
+
+
+def begin_detach(site: Site, attachment: Attachment) -> Attachment:
+    """Record that an attachment is being taken away."""
+    leaving = replace(attachment, state=AttachmentState.DETACHING)
+    site.store.update_attachment(leaving)
+    return leaving
+
+
+def finish_detach(site: Site, volume: Volume, attachment: Attachment) -> None:
+    """Unplug, disconnect and forget an attachment.
+
+    One that the guest keeps stays attached (InvalidState); that is recorded too.
+    """
+    host, others = site.host(attachment.host), _without(volume, attachment)
+    site.progress(Progress(volume, "detaching", attachment.place))
+    _unplug(site, host, others, attachment)
+    host.disconnect(others, attachment)
+    site.driver(volume).terminate_connection(others, host.connector())
+    site.store.remove_attachment(attachment)
+
+
+def forget_attachment(site: Site, volume: Volume, attachment: Attachment) -> None:
+    """Drop an attachment whose host is lost, on the operator's word, without asking that host."""
+    others = _without(volume, attachment)
+    site.driver(volume).terminate_connection(others, Connector(attachment.host))
+    by_force = f"detached from {attachment.place} by force, without asking the host"
+    site.store.remove_attachment(attachment, by_force)
+
+
+def choose_attachment(volume: Volume, host: str | None, instance: str | None) -> Attachment:
+    """Find the attachment that is meant. Raises NotFound, InvalidInput when several fit."""
+    fitting = [
+        a
+        for a in volume.attachments
+        if host in (None, a.host) and (instance is None or instance == a.instance)
+    ]
+    if not fitting:
+        place = "/".join(part for part in (host, instance) if part)
+        raise NotFound("attachment", f"of {volume.title}" + (f" to {place}" if place else ""))
+    if len(fitting) > 1:
+        places = ", ".join(a.place for a in fitting)
+        raise InvalidInput(volume.title, f"is attached to {places}: name the host and the instance")
+    return fitting[0]
+
+
+def _unplug(site: Site, host: Host, volume: Volume, attachment: Attachment) -> None:
+    try:
+        host.unplug(volume, attachment)
+    except InvalidState:
+        if attachment.state is AttachmentState.DETACHING:
+            site.store.update_attachment(replace(attachment, state=AttachmentState.ATTACHED))
+        raise
+
+
+def _without(volume: Volume, attachment: Attachment) -> Volume:
+    return replace(volume, attachments=tuple(a for a in volume.attachments if a.id != attachment.id))

@@ -1,0 +1,59 @@
+"""The schema of the state file: one tuple of statements a version."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE volumes (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            backend TEXT NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            backend_bytes INTEGER NOT NULL DEFAULT 0,
+            status TEXT NOT NULL,
+            multi_attach INTEGER NOT NULL DEFAULT 0,
+            options TEXT NOT NULL DEFAULT '{}',
+            provider_data TEXT NOT NULL DEFAULT '',
+            extend_new_size_bytes INTEGER
+        ) STRICT""",
+        """CREATE TABLE attachments (
+            id TEXT PRIMARY KEY,
+            volume_id TEXT NOT NULL REFERENCES volumes (id) ON DELETE RESTRICT,
+            host TEXT NOT NULL,
+            instance TEXT,
+            monitor TEXT,
+            state TEXT NOT NULL,
+            protocol TEXT,
+            properties TEXT,
+            device_path TEXT,
+            instance_process TEXT
+        ) STRICT""",
+        "CREATE INDEX attachments_of ON attachments (volume_id)",
+        """CREATE TABLE extends (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            volume_id TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+            from_bytes INTEGER NOT NULL,
+            requested_bytes INTEGER NOT NULL,
+            to_bytes INTEGER NOT NULL,
+            phase TEXT NOT NULL,
+            expires_at TEXT NOT NULL,
+            deferred INTEGER NOT NULL DEFAULT 0,
+            reason TEXT NOT NULL DEFAULT ''
+        ) STRICT""",
+        "CREATE INDEX extends_of ON extends (volume_id, id)",
+        # One extend a volume at a time, whatever the code does.
+        """CREATE UNIQUE INDEX one_extend ON extends (volume_id)
+            WHERE phase IN ('growing', 'rescanning', 'resizing', 'settling')""",
+        """CREATE TABLE hints (
+            extend_id INTEGER NOT NULL,
+            volume_id TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+            kind TEXT NOT NULL,
+            at TEXT NOT NULL
+        ) STRICT""",
+        "CREATE INDEX hints_of ON hints (extend_id)",
+        """CREATE TABLE messages (
+            volume_id TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+            at TEXT NOT NULL,
+            text TEXT NOT NULL
+        ) STRICT""",
+        "CREATE INDEX messages_of ON messages (volume_id)",
+    ),
+)

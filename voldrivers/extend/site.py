@@ -1,0 +1,113 @@
+"""The site: what every operation needs - records, drivers, hosts, locks, a clock - and who may work."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from voldrivers.base import Driver, Drivers, Host, Hosts, Sleep
+from voldrivers.errors import InvalidInput, InvalidState, NotFound
+from voldrivers.extend.store import Store
+from voldrivers.locks import exclusive
+from voldrivers.model import Volume, VolumeStatus, utc_now
+from voldrivers.process import marked
+from voldrivers.registry import Policy
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step that begins: of which volume, its name, and what it is about."""
+
+    volume: Volume
+    step: str
+    text: str
+
+
+def no_progress(_progress: Progress) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One controller: its records and everything it reaches."""
+
+    store: Store
+    drivers: Drivers
+    hosts: Hosts
+    lock_dir: Path
+    policy: Policy = field(default_factory=Policy)
+    progress: Callable[[Progress], None] = no_progress
+    now: Callable[[], datetime] = utc_now
+    sleep: Sleep = time.sleep
+
+    def driver(self, volume: Volume) -> Driver:
+        """The driver of a volume's backend. Raises NotFound."""
+        return self.backend(volume.backend)
+
+    def backend(self, name: str | None) -> Driver:
+        """The driver of a backend by name, or of the only one. Raises NotFound, InvalidInput."""
+        return _named(self.drivers, name, "backend")
+
+    def host(self, name: str | None) -> Host:
+        """A host by name, or the only one. Raises NotFound, InvalidInput."""
+        return _named(self.hosts, name, "host")
+
+    def expiry(self) -> datetime:
+        """When an extend that is admitted or resumed now is over."""
+        return self.now() + timedelta(seconds=self.policy.deadline_s)
+
+    @contextmanager
+    def working_on(self, name: str) -> Iterator[Volume]:
+        """Hold a volume's lock and give it as it is then. Raises NotFound, InvalidState."""
+        volume = self.store.volume(name)
+        with self.exclusively(volume):
+            yield self.store.volume(volume.id)
+
+    @contextmanager
+    def exclusively(self, volume: Volume) -> Iterator[None]:
+        """Hold a volume's lock; programs started meanwhile are marked as working on it."""
+        with exclusive(self.lock_dir, f"volume-{volume.id}", volume.title), marked(volume.id):
+            yield
+
+
+class Loaded(Mapping[str, Thing]):
+    """A mapping whose values are made when they are first used."""
+
+    def __init__(self, entries: Mapping[str, object], make: Callable[..., Thing]) -> None:
+        self._entries, self._make = entries, make
+        self._made: dict[str, Thing] = {}
+
+    def __getitem__(self, name: str) -> Thing:
+        if name not in self._made:
+            self._made[name] = self._make(self._entries[name])
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def expect(volume: Volume, *allowed: VolumeStatus) -> None:
+    """Refuse a volume in another status. Raises InvalidState."""
+    if volume.status not in allowed:
+        raise InvalidState(volume.title, volume.status, " or ".join(allowed))
+
+
+def _named(things: Mapping[str, Thing], name: str | None, kind: str) -> Thing:
+    names = ", ".join(things) or "none"
+    if name is None and len(things) != 1:
+        raise InvalidInput(kind, f"name one of those that are configured: {names}")
+    name = next(iter(things)) if name is None else name
+    if name not in things:
+        raise NotFound(kind, name, f"; configured: {names}")
+    return things[name]

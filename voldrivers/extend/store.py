@@ -1,0 +1,232 @@
+"""The records: volumes, attachments, extends, hints and messages.
+
+Each change is one transaction that compares what it expects to find, so two processes cannot both
+win. Nothing here calls a driver or a host.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from voldrivers.errors import InvalidState, NotFound
+from voldrivers.extend import records
+from voldrivers.extend.database import Database
+from voldrivers.model import (
+    NEXT,
+    Attachment,
+    AttachmentState,
+    Extend,
+    Message,
+    Phase,
+    Volume,
+    VolumeStatus,
+    utc_now,
+)
+
+_EXTEND_DECIDES = (VolumeStatus.EXTENDING, VolumeStatus.ERROR_EXTENDING)
+
+
+class Store:
+    """The records in one file. Every method that changes something commits before it returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file at `path`: see `Database`."""
+        self.database = Database(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
+
+    # --- volumes
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """Every volume with its attachments, by name; two queries however many there are."""
+        attached: dict[str, list[Attachment]] = {}
+        for row in self.database.all("SELECT * FROM attachments ORDER BY rowid"):
+            attached.setdefault(row["volume_id"], []).append(records.to_attachment(row))
+        rows = self.database.all("SELECT * FROM volumes ORDER BY name")
+        return tuple(records.to_volume(row, attached.get(row["id"], [])) for row in rows)
+
+    def volume(self, name_or_id: str) -> Volume:
+        """One volume by name, else by id. Raises NotFound."""
+        by_name = "SELECT * FROM volumes WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC"
+        row = self.database.one(by_name, name_or_id)
+        if row is None:
+            raise NotFound("volume", name_or_id)
+        rows = self.database.all("SELECT * FROM attachments WHERE volume_id = ? ORDER BY rowid", row["id"])
+        return records.to_volume(row, [records.to_attachment(r) for r in rows])
+
+    def add_volume(self, volume: Volume, options: Mapping[str, object]) -> None:
+        """Record a volume that is about to be created. Raises InvalidState when the name is taken."""
+        with self.database.transaction():
+            if self.database.one("SELECT 1 FROM volumes WHERE name = ?1 OR id = ?1", volume.name):
+                raise InvalidState(volume.title, "there already", "a name that is not taken")
+            self.database.change(records.INSERT_VOLUME, records.of_volume(volume, options))
+
+    def creation_options(self, volume: Volume) -> dict[str, object]:
+        """The options that a volume was asked for with, to create it again after a crash."""
+        row = self.database.one("SELECT options FROM volumes WHERE id = ?", volume.id)
+        options: dict[str, object] = {} if row is None else json.loads(row["options"])
+        return options
+
+    def volume_created(self, volume: Volume, provider_data: str, backend_bytes: int) -> None:
+        """Publish a created volume; its size is the one that the backend really has."""
+        with self.database.transaction():
+            self.database.change(
+                "UPDATE volumes SET status = ?, provider_data = ?, size_bytes = ?3, backend_bytes = ?3"
+                " WHERE id = ?4",
+                (VolumeStatus.AVAILABLE, provider_data, backend_bytes, volume.id),
+            )
+
+    def begin_delete(self, volume: Volume) -> None:
+        """Mark a volume as being deleted. Raises InvalidState unless it is detached and idle."""
+        with self.database.transaction():
+            self._expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.ERROR_EXTENDING)
+            if self.database.one("SELECT 1 FROM attachments WHERE volume_id = ?", volume.id):
+                raise InvalidState(volume.title, "attached", "detached")
+            self._set_status(volume.id, VolumeStatus.DELETING)
+
+    def remove_volume(self, volume: Volume) -> None:
+        """Forget a volume and everything recorded about it."""
+        with self.database.transaction():
+            self.database.change("DELETE FROM volumes WHERE id = ?", (volume.id,))
+
+    # --- attachments
+
+    def add_attachment(self, volume: Volume, attachment: Attachment) -> None:
+        """Record an attachment that is about to be made. Raises InvalidState unless the volume is free."""
+        with self.database.transaction():
+            self._expect(volume, VolumeStatus.IN_USE if volume.attachments else VolumeStatus.AVAILABLE)
+            self.database.change(records.INSERT_ATTACHMENT, records.of_attachment(attachment))
+            self._recompute(volume.id)
+
+    def update_attachment(self, attachment: Attachment) -> None:
+        """Record what is now known of an attachment, and the status that follows from it."""
+        with self.database.transaction():
+            self.database.change(records.UPDATE_ATTACHMENT, records.of_attachment(attachment))
+            self._recompute(attachment.volume_id)
+
+    def remove_attachment(self, attachment: Attachment, message: str = "") -> None:
+        """Forget an attachment; the volume's status follows from those that are left."""
+        with self.database.transaction():
+            self.database.change("DELETE FROM attachments WHERE id = ?", (attachment.id,))
+            self._recompute(attachment.volume_id)
+            self._note(attachment.volume_id, message)
+
+    # --- extends
+
+    def admit(self, volume: Volume, extend: Extend) -> Extend:
+        """Record an admitted extend and set `extending`, if the volume still is as it was looked at.
+
+        Gives the extend with its id. Raises InvalidState when somebody was faster.
+        """
+        with self.database.transaction():
+            self._expect(volume, volume.status)
+            found = self.database.all(
+                "SELECT id FROM attachments WHERE volume_id = ? ORDER BY rowid", volume.id
+            )
+            if [row["id"] for row in found] != [a.id for a in volume.attachments]:
+                raise InvalidState(volume.title, "being attached or detached", "left alone")
+            cursor = self.database.change(records.INSERT_EXTEND, records.of_extend(extend))
+            self._set_status(volume.id, VolumeStatus.EXTENDING)
+        return replace(extend, id=int(cursor.lastrowid or 0))
+
+    def move(self, old: Extend, new: Extend, *, backend_bytes: int | None = None) -> None:
+        """Take an extend from one phase to the next, in one transaction that compares the old phase.
+
+        An end also publishes: completed moves the size, and the status is recomputed from the
+        attachment rows. Raises InvalidState for a move that is not legal or came too late.
+        """
+        if new.phase not in NEXT[old.phase]:
+            raise InvalidState(f"extend {old.id}", old.phase, f"in a phase before {new.phase}")
+        with self.database.transaction():
+            values = {**records.of_extend(new), "id": old.id, "old_phase": old.phase}
+            if not self.database.change(records.MOVE_EXTEND, values).rowcount:
+                raise InvalidState(f"extend {old.id}", "moved by another process", old.phase)
+            self._publish(new, backend_bytes)
+
+    def last_extend(self, volume: Volume) -> Extend | None:
+        """The newest extend of a volume, ended or not."""
+        newest = "SELECT * FROM extends WHERE volume_id = ? ORDER BY id DESC LIMIT 1"
+        row = self.database.one(newest, volume.id)
+        return None if row is None else records.to_extend(row)
+
+    # --- hints and messages
+
+    def add_hint(self, volume: Volume, extend_id: int, kind: str) -> None:
+        """Insert a completion or a cancel: a hint to look now. Never waits for the volume's lock."""
+        with self.database.transaction():
+            self.database.change(
+                "INSERT INTO hints (volume_id, extend_id, kind, at) VALUES (?, ?, ?, ?)",
+                (volume.id, extend_id, kind, utc_now().isoformat()),
+            )
+
+    def hinted(self, extend: Extend, kind: str) -> bool:
+        """Tell whether such a hint was given for exactly this extend."""
+        given = "SELECT 1 FROM hints WHERE extend_id = ? AND kind = ?"
+        return self.database.one(given, extend.id, kind) is not None
+
+    def messages(self, volume: Volume) -> tuple[Message, ...]:
+        """What an operator should know of a volume, oldest first."""
+        rows = self.database.all(
+            "SELECT at, text FROM messages WHERE volume_id = ? ORDER BY rowid", volume.id
+        )
+        return tuple(Message(datetime.fromisoformat(row["at"]), row["text"]) for row in rows)
+
+    def note(self, volume: Volume, text: str) -> None:
+        """Leave a message for the operator."""
+        with self.database.transaction():
+            self._note(volume.id, text)
+
+    # --- inside a transaction
+
+    def _expect(self, volume: Volume, *allowed: VolumeStatus) -> None:
+        row = self.database.one("SELECT status FROM volumes WHERE id = ?", volume.id)
+        if row is None:
+            raise NotFound("volume", volume.name)
+        if row["status"] not in allowed:
+            raise InvalidState(volume.title, row["status"], " or ".join(allowed))
+
+    def _set_status(self, volume_id: str, status: VolumeStatus) -> None:
+        self.database.change("UPDATE volumes SET status = ? WHERE id = ?", (status, volume_id))
+
+    def _recompute(self, volume_id: str) -> None:
+        """Let the status follow from the attachments, unless an extend decides it."""
+        row = self.database.one("SELECT status FROM volumes WHERE id = ?", volume_id)
+        if row is not None and row["status"] not in _EXTEND_DECIDES:
+            self._set_status(volume_id, self._attached_status(volume_id))
+
+    def _attached_status(self, volume_id: str) -> VolumeStatus:
+        rows = self.database.all("SELECT state FROM attachments WHERE volume_id = ?", volume_id)
+        states = {row["state"] for row in rows}
+        if AttachmentState.ATTACHING in states:
+            return VolumeStatus.ATTACHING
+        if AttachmentState.DETACHING in states:
+            return VolumeStatus.DETACHING
+        return VolumeStatus.IN_USE if states else VolumeStatus.AVAILABLE
+
+    def _publish(self, extend: Extend, backend_bytes: int | None) -> None:
+        target_bytes = extend.to_bytes if extend.deferred and extend.phase.under_way else None
+        self.database.change(
+            "UPDATE volumes SET extend_new_size_bytes = ?, backend_bytes = coalesce(?, backend_bytes)"
+            " WHERE id = ?",
+            (target_bytes, backend_bytes, extend.volume_id),
+        )
+        if extend.phase.under_way:
+            return
+        if extend.phase is Phase.COMPLETED:
+            moved = "UPDATE volumes SET size_bytes = ? WHERE id = ?"
+            self.database.change(moved, (extend.to_bytes, extend.volume_id))
+        failed = extend.phase is Phase.FAILED
+        status = VolumeStatus.ERROR_EXTENDING if failed else self._attached_status(extend.volume_id)
+        self._set_status(extend.volume_id, status)
+        self._note(extend.volume_id, extend.reason)
+
+    def _note(self, volume_id: str, text: str) -> None:
+        if text:
+            self.database.change(
+                "INSERT INTO messages (volume_id, at, text) VALUES (?, ?, ?)",
+                (volume_id, utc_now().isoformat(), text),
+            )
