@@ -1,6 +1,7 @@
 """Files and file systems: how large a volume's file is, and whether its share answers at all."""
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,20 @@ def image_bytes(path: Path, image_format: str) -> int:
     Raises NotFound, BackendError.
     """
     try:
-        with path.open("rb", buffering=0) as image:
-            if image_format == "raw":
-                return os.fstat(image.fileno()).st_size
-            return _qcow2_bytes(path, image.read(32))
+        with open(path, "rb", buffering=0, opener=_open_at_once) as image:
+            status = os.fstat(image.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BackendError(f"file {path}", "is not a regular file")
+            return status.st_size if image_format == "raw" else _qcow2_bytes(path, image.read(32))
     except FileNotFoundError as error:
         raise NotFound("file", str(path)) from error
     except OSError as error:
         raise BackendError(f"file {path}", f"cannot be read: {error.strerror}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open; without O_NONBLOCK a named pipe in the image's place would block until somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _qcow2_bytes(path: Path, header: bytes) -> int:

@@ -61,11 +61,12 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
 
 
 class AttachmentState(StrEnum):
-    """Where an attachment stands; the first and the last are redone by `resume`."""
+    """Where an attachment stands; all but ATTACHED are ended by `resume`. FORGETTING: its host is lost."""
 
     ATTACHING = "attaching"
     ATTACHED = "attached"
     DETACHING = "detaching"
+    FORGETTING = "forgetting"
 
 
 class InstanceState(StrEnum):
@@ -162,7 +163,7 @@ class Volume:
 
     @property
     def nobody_runs(self) -> bool:
-        """Tell whether no attachment has an instance that may be running: see DESIGN rule 7."""
+        """Tell whether no attachment has an instance that may be running: docs/architecture.md, rule 7."""
         return all(a.instance is None or a.instance_state is InstanceState.STOPPED for a in self.attachments)
 
 

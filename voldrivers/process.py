@@ -10,12 +10,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from voldrivers.base import Completed
-from voldrivers.errors import BackendError, CommandFailed, OutcomeUnknown
+from voldrivers.errors import BackendError, CommandFailed, NotFound, OutcomeUnknown
 
 MARK = "VOLDRIVERS_VOLUME"
 _marked_for: ContextVar[str] = ContextVar("marked_for", default="")
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], *, timeout_s: float) -> Completed:
     except subprocess.TimeoutExpired as error:
         raise OutcomeUnknown(" ".join(argv), f"it did not end within {timeout_s:g} seconds") from error
     except processutils.ProcessExecutionError as error:
-        reason = (error.stderr or error.stdout or "").strip()
+        reason = _printable(error.stderr or error.stdout or "") or "it did not say why"
         code = error.exit_code if isinstance(error.exit_code, int) else None
         raise CommandFailed(argv[0], reason, argv=tuple(argv), exit_code=code) from error
     except OSError as error:
@@ -53,11 +53,21 @@ def run(argv: Sequence[str], *, timeout_s: float) -> Completed:
 
 
 def start(argv: Sequence[str], *, output: Path) -> subprocess.Popen[bytes]:
-    """Start a program that goes on, in a session of its own; what it prints goes to `output`."""
-    with output.open("ab") as log:
-        return subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    """Start a program that goes on, in a session of its own; what it prints goes to `output`.
+
+    Raises BackendError when it cannot be started.
+    """
+    try:
+        with output.open("ab") as log:
+            return subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise BackendError(argv[0], f"cannot be started: {error.strerror}") from error
 
 
 @contextmanager
@@ -81,13 +91,19 @@ def end_orphans(volume_id: str, *, timeout_s: float) -> None:
         wait_until(lambda: not _orphans(volume_id), timeout_s, "an earlier program to end")
     except OutcomeUnknown:
         for pid in _orphans(volume_id):
-            _kill_group(pid)
+            _kill(os.kill, pid)  # each by itself: the leader of their group may have ended
         wait_until(lambda: not _orphans(volume_id), 2.0, "an earlier program to end after SIGKILL")
 
 
 def identity(pid: int) -> str:
-    """Name a running process so that a later one with the same number is not taken for it."""
-    return f"{_boot_id()} {pid} {_start_time(pid)}"
+    """Name a running process so that a later one with the same number is not taken for it.
+
+    Raises NotFound when it has ended.
+    """
+    started = _start_time(pid)
+    if started is None:
+        raise NotFound("process", str(pid))
+    return f"{_boot_id()} {pid} {started}"
 
 
 def is_gone(process_identity: str) -> bool:
@@ -99,35 +115,53 @@ def is_gone(process_identity: str) -> bool:
 def wait_until(
     condition: Callable[[], bool], timeout_s: float, what: str, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Ask `condition` until it holds. Raises OutcomeUnknown, with `what`, when time is up.
+    """Ask `condition` until it holds. Raises OutcomeUnknown, with `what`, when time is up."""
+    if not holds_within(condition, timeout_s, sleep):
+        raise OutcomeUnknown(f"waiting for {what}", f"not so after {timeout_s:g} seconds")
+
+
+def holds_within(
+    condition: Callable[[], bool], timeout_s: float, sleep: Callable[[float], None] = time.sleep
+) -> bool:
+    """Ask `condition` until it holds; tell whether it did before time was up.
 
     The pause grows from a millisecond to a tenth of a second.
     """
     pause_s, waited_s, began = 0.001, 0.0, time.monotonic()
     while not condition():
         if max(waited_s, time.monotonic() - began) >= timeout_s:
-            raise OutcomeUnknown(f"waiting for {what}", f"not so after {timeout_s:g} seconds")
+            return False
         sleep(pause_s)
         waited_s += pause_s
         pause_s = min(pause_s * 2, 0.1)
+    return True
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """Kill a child that still runs; one stuck in the kernel is left behind, marked."""
-    if child.poll() is not None:
+    """Kill a child with its group unless it was waited for; one stuck in the kernel stays, marked.
+
+    `poll` would reap a child that ended and left grandchildren, and with it the group's number.
+    """
+    if child.returncode is not None:
         return
-    _kill_group(child.pid)
+    _kill(os.killpg, child.pid)
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
     try:
         child.wait(timeout=2.0)
     except subprocess.TimeoutExpired:
         return
 
 
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _kill(kill: Callable[[int, int], None], pid: int) -> None:
+    with suppress(ProcessLookupError):
+        kill(pid, signal.SIGKILL)
+
+
+def _printable(output: str) -> str:
+    """What a program printed, without the lone surrogates that stand for bytes that are not UTF-8."""
+    return output.encode(errors="surrogateescape").decode(errors="backslashreplace").strip()
 
 
 def _orphans(volume_id: str) -> list[int]:
@@ -149,10 +183,10 @@ def _environment(pid: int) -> list[bytes]:
 def _start_time(pid: int) -> int | None:
     """Field 22 of proc(5) stat, in clock ticks since boot; None for one that is gone or a zombie."""
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
+    return None if after_name[0] in b"ZX" else int(after_name[19])
 
 
 def _boot_id() -> str:

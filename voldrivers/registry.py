@@ -8,6 +8,7 @@ nobody knows is an error, never ignored.
 import math
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Policy:
     """The table `[policy]`: what the operator allows."""
 
     extend_attached: bool = option("whether a volume may be extended while it is attached", True)
-    deadline_s: float = option("seconds after which a request to a host expires unanswered", 300.0)
+    deadline_s: float = option("seconds that an extend may take; requests to hosts expire then", 300.0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Checked:
-    """Everything that is known about a file: `config` is there exactly when nothing is wrong."""
+    """Everything that is known about a file.
+
+    `config` is None when the file is wrong. A driver that cannot be loaded is a problem (NotSupported)
+    of its own backend only: the others can be used, and `make_driver` says what is missing.
+    """
 
     path: Path
     settings: tuple[Setting, ...]
@@ -114,10 +119,10 @@ def find_config(explicit: Path | None, environ: Mapping[str, str] = os.environ) 
 
 
 def load(path: Path) -> Config:
-    """Read the file. Raises the first problem: InvalidInput, or NotSupported for what is not installed."""
+    """Read the file. Raises InvalidInput, the first of its mistakes, with table and key."""
     checked = check(path)
     if checked.config is None:
-        raise checked.problems[0]
+        raise next(problem for problem in checked.problems if isinstance(problem, InvalidInput))
     return checked.config
 
 
@@ -129,8 +134,8 @@ def check(path: Path) -> Checked:
     path = path.absolute()
     reading = _Reading(path, _document(path))
     config = reading.config()
-    problems = tuple(reading.problems)
-    return Checked(path, tuple(reading.settings), problems, None if problems else config)
+    wrong = any(isinstance(problem, InvalidInput) for problem in reading.problems)
+    return Checked(path, tuple(reading.settings), tuple(reading.problems), None if wrong else config)
 
 
 def make_driver(entry: BackendEntry, run: Run) -> Driver:
@@ -173,6 +178,8 @@ def read_value(text: str) -> object:
 def missing_library(error: ModuleNotFoundError, distribution: str = "voldrivers") -> NotSupported:
     """Say which extra brings the library that `error` misses, as the distribution declares it."""
     module = str(error.name).split(".")[0]
+    if _plain(module) == _plain(distribution):
+        return NotSupported(f"module {error.name}", f"this installation of {distribution} lacks it")
     for requirement in metadata.requires(distribution) or ():
         match = _EXTRA.match(requirement)
         if match and f"{_plain(match['name'])}_".startswith(f"{_plain(module)}_"):
@@ -193,13 +200,13 @@ class _Reading:
     def config(self) -> Config | None:
         """Read every table; None when a key without which there is no configuration is wrong."""
         known = ("state_dir", "policy", "backend", "host")
-        for key in self.document.keys() - set(known):
+        for key in (key for key in self.document if key not in known):
             shown = "state_dir, [policy], [backend.NAME], [host.NAME]"
             self._wrong(key, f"there is no such key or table; known: {shown}")
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
         if policy and not (math.isfinite(policy.deadline_s) and policy.deadline_s > 0):
-            self._wrong("[policy] deadline_s", f"must be above zero, not {policy.deadline_s}")
+            self._wrong("[policy] deadline_s", f"must be above zero and finite, not {policy.deadline_s}")
         backends, hosts = self._backends(), self._hosts()
         if top is None or policy is None:
             return None
@@ -294,8 +301,12 @@ def _document(path: Path) -> Mapping[str, object]:
         raise InvalidInput(f"configuration {path}", f"is not TOML: {error}") from error
 
 
-@cache
 def _entry_points(group: str) -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
+    return _scanned(group, tuple(sys.path))
+
+
+@cache  # a scan takes 2 ms, and every table asks for one
+def _scanned(group: str, _path: tuple[str, ...]) -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
     found: dict[str, tuple[metadata.EntryPoint, ...]] = {}
     for point in metadata.entry_points(group=group):
         found[point.name] = (*found.get(point.name, ()), point)

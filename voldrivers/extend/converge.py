@@ -25,7 +25,7 @@ from voldrivers.model import (
     Volume,
     utc_now,
 )
-from voldrivers.process import wait_until
+from voldrivers.process import holds_within
 from voldrivers.sizes import format_size
 
 
@@ -152,12 +152,14 @@ class _Convergence:
     def adopt_backend_size(self) -> None:
         """Believe the backend's size, not its reply; one larger than its rule said counts for all."""
         observed_bytes = self.driver.volume_size(self.volume)
+        seen, wanted = format_size(observed_bytes), format_size(self.extend.to_bytes)
         if observed_bytes < self.extend.to_bytes:
-            seen, wanted = format_size(observed_bytes), format_size(self.extend.to_bytes)
             raise BackendError(
                 self.volume.title, f"the backend said it was extended to {wanted}, but it is {seen}"
             )
-        self.extend = replace(self.extend, to_bytes=observed_bytes)
+        if observed_bytes > self.extend.to_bytes:
+            reason = _joined(self.extend.reason, f"the backend has {seen} instead of {wanted}: it is kept")
+            self.extend = replace(self.extend, to_bytes=observed_bytes, reason=reason)
 
     def rescan(self, attachments: Sequence[Attachment]) -> None:
         """Let every host's kernel read the new size; the others go on when one fails."""
@@ -170,10 +172,9 @@ class _Convergence:
         if host.get_blockdev(self.volume, attachment) == self.extend.to_bytes:
             return
         host.rescan(self.volume, attachment)
-        self.wait(
-            lambda: host.get_blockdev(self.volume, attachment) >= self.extend.to_bytes,
-            f"{attachment.place} to see {format_size(self.extend.to_bytes)}",
-        )
+        if not self.becomes(lambda: host.get_blockdev(self.volume, attachment) >= self.extend.to_bytes):
+            wanted = format_size(self.extend.to_bytes)
+            raise BackendError(self.volume.title, f"waited in vain for {attachment.place} to see {wanted}")
 
     def resize(self, *, deferred: bool) -> None:
         """Let every QEMU show the new size; where the hypervisor grows, the first one does."""
@@ -191,7 +192,8 @@ class _Convergence:
             if self.driver.extend_volume(self.volume, self.extend.to_bytes) is not ExtendReply.EXTENDED:
                 raise BackendError(self.volume.title, "no hypervisor has grown it")
             self.adopt_backend_size()
-        self.wait(lambda: not self.stale(), "every layer to show it", otherwise=self.name_the_stale)
+        if not self.becomes(lambda: not self.stale()):
+            self.name_the_stale()
         ended = replace(self.extend, phase=Phase.COMPLETED)
         return Outcome(ended, self.extend.to_bytes, self.rows())
 
@@ -208,18 +210,10 @@ class _Convergence:
         if behind := self.stale():
             raise BackendError(self.volume.title, "; ".join(map(describe, behind)))
 
-    def wait(
-        self, condition: Callable[[], bool], what: str, otherwise: Callable[[], None] | None = None
-    ) -> None:
-        """Wait until the extend's time is over; then it is a failure that has been seen."""
+    def becomes(self, condition: Callable[[], bool]) -> bool:
+        """Wait for it until the extend's time is over."""
         left_s = max((self.extend.expires_at - self.now()).total_seconds(), 0.0)
-        try:
-            wait_until(condition, left_s, what, self.sleep)
-        except OutcomeUnknown as error:
-            if otherwise:
-                otherwise()
-            if not condition():
-                raise BackendError(self.volume.title, f"waited in vain for {what}") from error
+        return holds_within(condition, left_s, self.sleep)
 
     def on_each(self, attachments: Iterable[Attachment], act: Callable[[Host, Attachment], None]) -> None:
         """Act on every attachment, then raise what failed, each place named."""
@@ -229,13 +223,13 @@ class _Convergence:
                 act(_host(self.hosts, attachment), attachment)
             except VolDriverError as error:
                 failures.append((attachment, error))
-        if len(failures) == 1:
+        if failures and len(self.volume.attachments) == 1:
             raise failures[0][1]
         if failures:
             reason = "; ".join(f"{attachment.place}: {error}" for attachment, error in failures)
             if any(isinstance(error, OutcomeUnknown) for _, error in failures):
                 raise OutcomeUnknown(f"the extend of {self.volume.title}", reason)
-            raise BackendError(self.volume.title, reason)
+            raise BackendError(self.volume.title, reason) from failures[0][1]
 
     def give_up(self, error: VolDriverError) -> Outcome:
         """Look, then end: rolled back if provably nothing grew, failed if something did."""
@@ -250,10 +244,11 @@ class _Convergence:
             reason = (
                 f"the extend to {format_size(self.extend.to_bytes)} was rolled back, nothing changed: {error}"
             )
-            ended = replace(self.extend, phase=Phase.ROLLED_BACK, reason=reason)
+            phase = Phase.ROLLED_BACK
         else:
             reason = f"the extend to {format_size(self.extend.to_bytes)} is not complete: {error}"
-            ended = replace(self.extend, phase=Phase.FAILED, reason=reason)
+            phase = Phase.FAILED
+        ended = replace(self.extend, phase=phase, reason=_joined(self.extend.reason, reason))
         return Outcome(ended, backend_bytes, error=error)
 
     def fence(self) -> None:
@@ -268,6 +263,10 @@ def describe(row: LedgerRow) -> str:
     seen = "cannot be read" if row.observed_bytes is None else f"shows {format_size(row.observed_bytes)}"
     because = f" ({row.note})" if row.note else ""
     return f"{row.layer} {row.place} {seen}, must show {format_size(row.expected_bytes)}{because}"
+
+
+def _joined(earlier: str, reason: str) -> str:
+    return f"{earlier}; {reason}" if earlier else reason
 
 
 def _may_run(attachment: Attachment) -> bool:

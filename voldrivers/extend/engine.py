@@ -160,9 +160,10 @@ class Engine:
         with self.site.working_on(name) as volume:
             attachment = lifecycle.choose_attachment(volume, host, instance)
             if force:
-                return lifecycle.forget_attachment(self.site, volume, attachment)
+                lost = lifecycle.begin_detach(self.site, attachment, AttachmentState.FORGETTING)
+                return lifecycle.forget_attachment(self.site, volume, lost)
             expect(volume, VolumeStatus.IN_USE, VolumeStatus.ERROR_EXTENDING)
-            leaving = lifecycle.begin_detach(self.site, attachment)
+            leaving = lifecycle.begin_detach(self.site, attachment, AttachmentState.DETACHING)
             return lifecycle.finish_detach(self.site, volume, leaving)
 
     # --- extending
@@ -181,12 +182,13 @@ class Engine:
 
     def retry(self, name: str) -> Extend:
         """Go on with a failed extend, with today's attachments; only what is behind is done again."""
-        with self.site.working_on(name) as volume:
-            expect(volume, VolumeStatus.ERROR_EXTENDING)
+        with self.site.working_on(name) as unsettled:
+            expect(unsettled, VolumeStatus.ERROR_EXTENDING)
+            end_orphans(unsettled.id, timeout_s=_ORPHAN_S)
+            volume = lifecycle.settle_attachments(self.site, unsettled)
             failed = self.store.last_extend(volume)
             if failed is None:
                 raise InvalidState(volume.title, "without a recorded extend", "in error_extending by one")
-            end_orphans(volume.id, timeout_s=_ORPHAN_S)
             again = replace(failed, phase=Phase.GROWING, expires_at=self.site.expiry(), reason="")
             return self._carry(volume, self.store.admit(volume, again))
 
@@ -243,12 +245,7 @@ class Engine:
         if volume.status is VolumeStatus.DELETING:
             lifecycle.finish_delete(self.site, volume)
             return "deleted"
-        for attachment in volume.attachments:
-            if attachment.state is AttachmentState.ATTACHING:
-                lifecycle.finish_attach(self.site, volume, attachment)
-            if attachment.state is AttachmentState.DETACHING:
-                lifecycle.finish_detach(self.site, volume, attachment)
-        volume = self.store.volume(volume.id)
+        volume = lifecycle.settle_attachments(self.site, volume)
         extend = self.store.last_extend(volume)
         if extend is None or not extend.phase.under_way:
             return str(volume.status)
@@ -270,6 +267,10 @@ class Engine:
         )
 
     def _admit(self, volume: Volume, plan: admission.Plan) -> Extend:
+        reason = ""
+        if plan.from_bytes > volume.size_bytes:
+            seen, known = format_size(plan.from_bytes), format_size(volume.size_bytes)
+            reason = f"the backend had {seen} instead of {known}: it is kept"
         extend = Extend(
             id=0,
             volume_id=volume.id,
@@ -278,10 +279,8 @@ class Engine:
             to_bytes=plan.to_bytes,
             phase=Phase.GROWING,
             expires_at=self.site.expiry(),
+            reason=reason,
         )
-        if plan.from_bytes > volume.size_bytes:
-            seen, known = format_size(plan.from_bytes), format_size(volume.size_bytes)
-            self.store.note(volume, f"the backend had {seen} instead of {known}: it is kept and published")
         return self.store.admit(volume, extend)
 
     def _carry(self, volume: Volume, extend: Extend) -> Extend:

@@ -60,9 +60,9 @@ def finish_attach(site: Site, volume: Volume, attachment: Attachment) -> Attachm
     return attached
 
 
-def begin_detach(site: Site, attachment: Attachment) -> Attachment:
-    """Record that an attachment is being taken away."""
-    leaving = replace(attachment, state=AttachmentState.DETACHING)
+def begin_detach(site: Site, attachment: Attachment, state: AttachmentState) -> Attachment:
+    """Record that an attachment is being taken away: DETACHING, or FORGETTING by force."""
+    leaving = replace(attachment, state=state)
     site.store.update_attachment(leaving)
     return leaving
 
@@ -86,6 +86,20 @@ def forget_attachment(site: Site, volume: Volume, attachment: Attachment) -> Non
     site.driver(volume).terminate_connection(others, Connector(attachment.host))
     by_force = f"detached from {attachment.place} by force, without asking the host"
     site.store.remove_attachment(attachment, by_force)
+
+
+def settle_attachments(site: Site, volume: Volume) -> Volume:
+    """End what a killed process began with a volume's attachments; give the volume as it is then."""
+    for attachment in volume.attachments:
+        # Read anew each time: a host is let go only with its last attachment.
+        now = site.store.volume(volume.id)
+        if attachment.state is AttachmentState.ATTACHING:
+            finish_attach(site, now, attachment)
+        elif attachment.state is AttachmentState.DETACHING:
+            finish_detach(site, now, attachment)
+        elif attachment.state is AttachmentState.FORGETTING:
+            forget_attachment(site, now, attachment)
+    return site.store.volume(volume.id)
 
 
 def choose_attachment(volume: Volume, host: str | None, instance: str | None) -> Attachment:

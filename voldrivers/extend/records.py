@@ -28,8 +28,9 @@ UPDATE_ATTACHMENT = (
     " device_path = :device_path WHERE id = :id"
 )
 INSERT_EXTEND = (
-    "INSERT INTO extends (volume_id, from_bytes, requested_bytes, to_bytes, deferred, phase, expires_at)"
-    " VALUES (:volume_id, :from_bytes, :requested_bytes, :to_bytes, :deferred, :phase, :expires_at)"
+    "INSERT INTO extends"
+    " (volume_id, from_bytes, requested_bytes, to_bytes, deferred, phase, expires_at, reason) VALUES"
+    " (:volume_id, :from_bytes, :requested_bytes, :to_bytes, :deferred, :phase, :expires_at, :reason)"
 )
 MOVE_EXTEND = (
     "UPDATE extends SET phase = :phase, to_bytes = :to_bytes, deferred = :deferred,"

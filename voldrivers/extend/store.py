@@ -203,7 +203,7 @@ class Store:
         states = {row["state"] for row in rows}
         if AttachmentState.ATTACHING in states:
             return VolumeStatus.ATTACHING
-        if AttachmentState.DETACHING in states:
+        if states & {AttachmentState.DETACHING, AttachmentState.FORGETTING}:
             return VolumeStatus.DETACHING
         return VolumeStatus.IN_USE if states else VolumeStatus.AVAILABLE
 

@@ -1,0 +1,285 @@
+"""The configuration: where it is found, what it may say, and the classes behind its names."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import vendor
+
+from voldrivers import registry
+from voldrivers.errors import InvalidInput, NotSupported
+from voldrivers.process import run
+
+GOOD = """
+state_dir = "state"
+[policy]
+extend_attached = false
+deadline_s = 7
+[backend.fast]
+driver = "acme"
+directory = "/srv/acme"
+window = "1M"
+[host.one]
+kind = "acme"
+directory = "/run/acme"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _vendor_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor.install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "voldrivers.toml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_a_good_file(tmp_path: Path) -> None:
+    config = registry.load(written(tmp_path, GOOD))
+    assert config.state_dir == tmp_path / "state"
+    assert config.policy == registry.Policy(extend_attached=False, deadline_s=7.0)
+    backend, host = config.backends["fast"], config.hosts["one"]
+    assert (backend.name, backend.driver) == ("fast", "acme")
+    assert isinstance(backend.options, vendor.AcmeOptions)
+    assert (backend.options.directory, backend.options.window) == (Path("/srv/acme"), 2**20)
+    driver, one = registry.make_driver(backend, run), registry.make_host(host, run)
+    assert isinstance(driver, vendor.AcmeDriver)
+    assert (driver.name, driver.options) == ("fast", backend.options)
+    assert (one.name, one.connector().host) == ("one", "one")
+
+
+def test_a_configuration_is_frozen(tmp_path: Path) -> None:
+    config = registry.load(written(tmp_path, GOOD))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.policy.deadline_s = 1  # type: ignore[misc]  # that it cannot be set is the test
+    with pytest.raises(TypeError):
+        config.backends["slow"] = config.backends["fast"]  # type: ignore[index]  # the same
+
+
+def test_an_absolute_state_directory_stays(tmp_path: Path) -> None:
+    text = GOOD.replace('"state"', '"/var/lib/voldrivers"')
+    assert registry.load(written(tmp_path, text)).state_dir == Path("/var/lib/voldrivers")
+
+
+def test_a_relative_path_of_the_file_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert registry.load(Path("voldrivers.toml")).state_dir == tmp_path / "state"
+
+
+def test_without_hosts_there_is_this_one(tmp_path: Path) -> None:
+    config = registry.load(written(tmp_path, GOOD.partition("[host.one]")[0]))
+    assert [(host.name, host.kind) for host in config.hosts.values()] == [("local", "local")]
+
+
+WRONG = {
+    "no state_dir": ('state_dir = "state"', "", ": state_dir: must be given"),
+    "state_dir a number": ('"state"', "3", ": state_dir: must be a path, not 3"),
+    "unknown key": ("state_dir", "statedir = 1\nstate_dir", ": statedir: there is no such key or table"),
+    "unknown table": ("[policy]", "[polizei]\n[policy]", ": polizei: there is no such key or table"),
+    "table as a value": (
+        "[policy]\nextend_attached = false\ndeadline_s = 7",
+        "policy = 1",
+        ": [policy]: must be a table, not 1",
+    ),
+    "unknown policy": (
+        "extend_attached",
+        "extend_atached",
+        "[policy] extend_atached: there is no such option",
+    ),
+    "policy of a wrong type": ("= false", '= "no"', "[policy] extend_attached: must be true or false"),
+    "no time": ("= 7", "= 0", "[policy] deadline_s: must be above zero and finite, not 0"),
+    "no number": ("= 7", "= nan", "[policy] deadline_s: must be above zero and finite, not nan"),
+    "endless time": ("= 7", "= inf", "[policy] deadline_s: must be above zero and finite, not inf"),
+    "no driver": ('driver = "acme"\n', "", "[backend.fast] driver: must be given, one of: "),
+    "unknown driver": (
+        'driver = "acme"',
+        'driver = "acne"',
+        "[backend.fast] driver: 'acne' is not installed",
+    ),
+    "unknown kind": (
+        'kind = "acme"',
+        'kind = "acne"',
+        "[host.one] kind: 'acne' is not installed; installed: acme",
+    ),
+    "driver a list": ('driver = "acme"', "driver = [1]", "[backend.fast] driver: must be given"),
+    "unknown option": (
+        "window",
+        "widow",
+        "[backend.fast] widow: there is no such option; known: directory, ",
+    ),
+    "missing option": ('directory = "/srv/acme"', "", "[backend.fast] directory: must be given: where the"),
+    "wrong size": ('"1M"', '"1Q"', "[backend.fast] window: write a size as"),
+    "not a choice": ("window", 'mode = "warp"\nwindow', "[backend.fast] mode: must be one of slow, quick"),
+    "unknown host option": ('kind = "acme"', 'kind = "acme"\nx = 1', "[host.one] x: there is no such option"),
+    "bad name": ("[backend.fast]", '[backend."../x"]', "[backend.'../x']: a name must be letters"),
+    "backend is no table": (
+        "[backend.fast]",
+        "[backend]\na = 1\n[backend.fast]",
+        "[backend.a]: must be a table",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), WRONG.values(), ids=WRONG.keys())
+def test_refuses_what_it_does_not_know(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    path = written(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(InvalidInput) as caught:
+        registry.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+
+
+def test_needs_a_backend(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"\[backend.NAME\]: one is needed, with a driver: .*acme"):
+        registry.load(written(tmp_path, 'state_dir = "state"'))
+
+
+def test_tells_every_mistake_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("extend_attached", "a").replace("window", "b").replace("state_dir", "c")
+    checked = registry.check(written(tmp_path, text))
+    assert checked.config is None
+    assert len(checked.problems) == 4  # c is unknown, and state_dir is missing
+
+
+def test_explains_every_key(tmp_path: Path) -> None:
+    checked = registry.check(written(tmp_path, GOOD))
+    assert not checked.problems
+    seen = {(s.table, s.help.name): (s.value, s.given) for s in checked.settings}
+    assert seen == {
+        ("", "state_dir"): ("state", True),
+        ("policy", "extend_attached"): ("false", True),
+        ("policy", "deadline_s"): ("7", True),
+        ("backend.fast", "driver"): ("acme", True),
+        ("backend.fast", "directory"): ("/srv/acme", True),
+        ("backend.fast", "mode"): ("slow", False),
+        ("backend.fast", "window"): ("1M", True),
+        ("host.one", "kind"): ("acme", True),
+        ("host.one", "directory"): ("/run/acme", True),
+    }
+    assert all(s.help.meaning and s.help.kind and s.help.default for s in checked.settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"state_dir = \n", r"is not TOML: .*line 1"),
+        (b'a = 1\na = 2\nstate_dir = "x"', r"is not TOML: .*line 2"),
+        (b'state_dir = "\xff"', r"is not UTF-8 at byte 13"),
+    ],
+)
+def test_names_the_line_of_a_syntax_error(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "voldrivers.toml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        registry.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("nix.toml", "No such file"), (".", "Is a directory")])
+def test_says_why_a_file_cannot_be_read(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=f"cannot be read: {reason}"):
+        registry.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"),
+    [
+        ("gone", r"library acme_array: it is not installed; run: pip install 'acme\[array\]'"),
+        ("absent", "cannot be loaded from vendor:NoSuchDriver"),
+        ("foreign", "vendor:ENTRY_POINTS is no Driver"),
+        ("abstract", "vendor:Unfinished lacks create_volume, delete_volume, .*volume_size"),
+    ],
+)
+def test_a_broken_driver_is_named_and_spares_the_others(tmp_path: Path, driver: str, said: str) -> None:
+    path = written(tmp_path, f'{GOOD}\n[backend.bad]\ndriver = "{driver}"\n')
+    config = registry.load(path)
+    registry.make_driver(config.backends["fast"], run)
+    with pytest.raises(NotSupported, match=said):
+        registry.make_driver(config.backends["bad"], run)
+    (problem,) = registry.check(path).problems
+    assert "[backend.bad]" in str(problem)
+
+
+def test_refuses_a_driver_that_two_packages_offer(tmp_path: Path) -> None:
+    other = tmp_path / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[voldrivers.drivers]\nacme = vendor:AcmeDriver\n")
+    with pytest.raises(InvalidInput, match=r"'acme' is offered by (acme and other|other and acme)"):
+        registry.driver_class("acme")
+
+
+def test_lists_the_drivers_of_every_package() -> None:
+    assert {"acme", "memory", "nfs"} <= set(registry.driver_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("8", 8),
+        ("0.5", 0.5),
+        ('"8"', "8"),
+        ("20G", "20G"),
+        ("raw", "raw"),
+        ("", ""),
+        ("1\nx=2", "1\nx=2"),
+        ("[1]", "[1]"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_reads_option_values_as_toml_or_text(text: str, value: object) -> None:
+    seen = registry.read_value(text)
+    assert (seen, type(seen)) == (value, type(value))
+
+
+def test_names_the_extra_of_a_missing_library() -> None:
+    missing = {
+        name: str(registry.missing_library(ModuleNotFoundError(name=name)))
+        for name in ("qemu.qmp.protocol", "os_brick", "nonsense")
+    }
+    assert "voldrivers[host]" in missing["qemu.qmp.protocol"]
+    assert "voldrivers[nfs]" in missing["os_brick"]
+    assert "no extra of voldrivers brings it" in missing["nonsense"]
+
+
+class TestFind:
+    def place(self, directory: Path) -> Path:
+        path = directory / "voldrivers" / "voldrivers.toml"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        return path
+
+    def test_the_explicit_one_wins(self) -> None:
+        environ = {"VOLDRIVERS_CONFIG": "/b", "HOME": "/root"}
+        assert registry.find_config(Path("/a"), environ) == Path("/a")
+        assert registry.find_config(None, environ) == Path("/b")
+
+    def test_then_the_places_of_xdg_in_their_order(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.place(tmp_path / "relative")
+        monkeypatch.chdir(tmp_path)
+        places = [self.place(tmp_path / name) for name in ("user", "first", "second")]
+        dirs = f"relative:{tmp_path / 'first'}:{tmp_path / 'second'}"
+        environ = {"XDG_CONFIG_HOME": str(tmp_path / "user"), "XDG_CONFIG_DIRS": dirs}
+        for place in places:
+            assert registry.find_config(None, environ) == place
+            place.unlink()
+
+    def test_home_stands_in_for_xdg_config_home(self, tmp_path: Path) -> None:
+        place = self.place(tmp_path / ".config")
+        assert registry.find_config(None, {"HOME": str(tmp_path), "VOLDRIVERS_CONFIG": ""}) == place
+
+    def test_lists_the_places_when_there_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            registry.find_config(None, {"HOME": str(tmp_path), "XDG_CONFIG_DIRS": f"{tmp_path}/etc"})
+        for place in (f"{tmp_path}/.config", f"{tmp_path}/etc", "/etc"):
+            assert f"{place}/voldrivers/voldrivers.toml" in str(caught.value)

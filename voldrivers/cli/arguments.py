@@ -1,0 +1,174 @@
+"""The command line: its words, its help, and values that start with a dash."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from voldrivers.cli.failures import MEANINGS
+from voldrivers.cli.output import write
+
+#: Stands before a value that starts with a dash, so that argparse takes it for no option. No argument
+#: of a program can hold it (execve(2)).
+_GUARD = "\0"
+_SHORT_OPTION = re.compile(r"-(h|v+)")
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line. Raises SystemExit as argparse does: 0 for help, 2 for a wrong one.
+
+    `-1`, `-5G` and `-name` are values, not options, and so is everything after `--`: a wrong size
+    or name is then refused as such.
+    """
+    absent = argparse.Namespace(verbose=0, config=None, volume=None)
+    arguments = _parser().parse_args(_guarded(argv), absent)
+    for name, value in vars(arguments).items():
+        if isinstance(value, str):
+            setattr(arguments, name, value.removeprefix(_GUARD))
+    return arguments
+
+
+def _guarded(argv: Sequence[str]) -> list[str]:
+    before = list(argv)
+    after: list[str] = []
+    if "--" in before:
+        cut = before.index("--")
+        before, after = before[:cut], before[cut + 1 :]
+    guarded = [_GUARD + a if re.match(r"-[^-]", a) and not _SHORT_OPTION.fullmatch(a) else a for a in before]
+    return guarded + [_GUARD + a if a.startswith("-") else a for a in after]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are told as all others are."""
+
+    def __init__(self, **kwargs: Any) -> None:  # Any: as argparse.ArgumentParser
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def print_help(self, file: object = None) -> None:  # noqa: ARG002 - as argparse.ArgumentParser
+        """Print the help; a reader that went away is no error."""
+        write(self.format_help().rstrip())
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence and the usage, and leave with exit code 2."""
+        text = message.replace(_GUARD, "").replace("\\x00", "")
+        self.exit(2, f"voldrivers: {text}\n{self.format_usage()}")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
+        from importlib import metadata  # 20 ms: only who asks pays
+
+        write(f"voldrivers {metadata.version('voldrivers')}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+    everywhere = _everywhere()
+    parser = _Parser(
+        prog="voldrivers",
+        description="Create, attach and extend volumes, in use or not, and see that every layer agrees.",
+        epilog=f"Sizes: 20G, 1.5TiB, 10GB or bytes.\n\nexit codes:\n{codes}",
+        parents=[everywhere],
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_volume(_group(words, "volume", "create, list, show, delete volumes"), everywhere)
+    _add_attaching(words, everywhere)
+    _add_extending(words, everywhere)
+    _add_looking(words, everywhere)
+    return parser
+
+
+def _everywhere() -> argparse.ArgumentParser:
+    """The options that may stand before the command or after it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    absent: Any = (
+        argparse.SUPPRESS
+    )  # Any: typeshed has it as str; a sub-command must not reset what stood before
+    parser.add_argument("--config", metavar="FILE", default=absent, help="the configuration, a TOML file")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=absent, help="log to stderr; twice: with every program run"
+    )
+    return parser
+
+
+Words = Any  # argparse's action for sub-commands has no public type
+
+
+def _group(words: Words, name: str, help_: str) -> Words:
+    return words.add_parser(name, help=help_, description=help_).add_subparsers(
+        metavar="COMMAND", required=True, parser_class=_Parser
+    )
+
+
+def _add(
+    words: Words, name: str, everywhere: argparse.ArgumentParser, command: str, help_: str
+) -> argparse.ArgumentParser:
+    """Add one command; every one can print JSON."""
+    parser: argparse.ArgumentParser = words.add_parser(
+        name, parents=[everywhere], help=help_, description=help_
+    )
+    parser.set_defaults(command=command)
+    parser.add_argument("--json", action="store_true", help="print one JSON document, sizes in bytes")
+    return parser
+
+
+def _add_volume(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    create = _add(words, "create", everywhere, "create", "make an empty volume")
+    create.add_argument("volume", metavar="NAME")
+    create.add_argument("size", metavar="SIZE")
+    create.add_argument("--backend", help="needed where the configuration has several")
+    create.add_argument("--format", metavar="raw|qcow2", help="the same as --option format=...")
+    create.add_argument("--preallocate", action="store_true", help="the same as --option preallocate=true")
+    create.add_argument("--multi-attach", action="store_true", help="it may be attached more than once")
+    create.add_argument(
+        "--option", metavar="KEY=VALUE", action="append", default=[], help="an option of the driver"
+    )
+    _add(words, "list", everywhere, "list", "list all volumes")
+    for name, help_ in (("show", "show one volume with its extend and messages"), ("delete", "remove one")):
+        _add_named(words, name, everywhere, help_)
+
+
+def _add_attaching(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    attach = _add_named(
+        words, "attach", everywhere, "connect a volume to a host and plug it into an instance"
+    )
+    attach.add_argument("--qmp", metavar="SOCKET", help="the QMP socket of the running QEMU")
+    detach = _add_named(words, "detach", everywhere, "unplug a volume and take it off its host")
+    detach.add_argument("--force", action="store_true", help="forget a lost host without asking it")
+    for parser in (attach, detach):
+        parser.add_argument("--host", help="a host of the configuration; needed where there are several")
+        parser.add_argument("--instance", help="the guest on that host")
+
+
+def _add_extending(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    extend = _add_named(words, "extend", everywhere, "make a volume larger, in use or not")
+    extend.add_argument("size", metavar="SIZE")
+    extend.add_argument("--plan", action="store_true", help="say what would be done, change nothing")
+    extend.add_argument("--no-wait", action="store_true", help="return once it is recorded; see resume")
+    resume = _add(
+        words, "resume", everywhere, "resume", "carry on what was interrupted or left without answer"
+    )
+    resume.add_argument("volume", metavar="VOLUME", nargs="?", help="only this one")
+    _add_named(words, "retry", everywhere, "go on with a failed extend")
+    _add_named(words, "cancel", everywhere, "ask for an extend to be rolled back, if nothing has grown yet")
+
+
+def _add_looking(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    doctor = _add_named(words, "doctor", everywhere, "compare the size in every layer; 10 when one is stale")
+    doctor.add_argument("--repair", action="store_true", help="bring the stale layers up")
+    _add(words, "capabilities", everywhere, "capabilities", "list what the installed drivers declare")
+    config = _group(words, "config", "the configuration")
+    _add(config, "check", everywhere, "check_config", "explain every key and say what is wrong")
+
+
+def _add_named(
+    words: Words, name: str, everywhere: argparse.ArgumentParser, help_: str
+) -> argparse.ArgumentParser:
+    parser = _add(words, name, everywhere, name, help_)
+    parser.add_argument("volume", metavar="VOLUME", help="its name or id")
+    return parser
