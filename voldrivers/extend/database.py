@@ -1,7 +1,5 @@
 """The state file itself: where it may lie, its schema's version, transactions, errors with its path."""
 
-import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +7,9 @@ from pathlib import Path
 
 from voldrivers.errors import BackendError, InvalidInput
 from voldrivers.extend.schema import MIGRATIONS
+from voldrivers.mounts import place_of
 
 _BUSY_S = 10.0
-_OCTAL = re.compile(r"\\([0-7]{3})")
 #: File systems of other machines: SQLite's WAL needs memory shared by all its users, and locks.
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "glusterfs", "gfs2", "ocfs2", "afs", "9p"}
@@ -31,7 +29,7 @@ class Database:
         self.path = path
         with self.explained():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if (kind := file_system_of(path.resolve().parent)) in _NETWORK_FILE_SYSTEMS:
+            if (kind := place_of(path.resolve().parent).mount.file_system) in _NETWORK_FILE_SYSTEMS:
                 raise InvalidInput(
                     f"state directory {path.parent}", f"is on {kind}; it must be on a local disk"
                 )
@@ -99,16 +97,3 @@ class Database:
     def _version(self) -> int:
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
         return version
-
-
-def file_system_of(directory: Path) -> str:
-    """Give the type of the file system that holds `directory`, from mountinfo (proc(5))."""
-    resolved = directory.resolve()
-    best, kind = Path("/"), ""
-    # A mount point may hold any byte; only space, tab, newline and backslash are escaped, in octal.
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
-        fields, _, tail = line.partition(" - ")
-        mount = Path(_OCTAL.sub(lambda escaped: chr(int(escaped[1], 8)), fields.split(" ")[4]))
-        if resolved.is_relative_to(mount) and mount.is_relative_to(best):
-            best, kind = mount, tail.split(" ")[0]
-    return kind

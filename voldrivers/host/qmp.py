@@ -7,16 +7,19 @@ own event loop for the length of one call, so it works from any thread and besid
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from voldrivers import process
 from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
 
 _CLOSE_S = 1.0
+#: Commands that change nothing, so that a lost answer leaves no doubt.
+_LOOKS = ("query-", "qom-list", "x-debug-query-", "guest-get-", "guest-sync")
 Result = TypeVar("Result")
 
 
@@ -69,7 +72,7 @@ class Monitor:
         """Run a command and give its reply.
 
         Raises BackendError with QEMU's own words as `reason` when it refuses. No answer in time, or
-        a connection that breaks, is OutcomeUnknown; for a `query-` command, which changes nothing,
+        a connection that breaks, is OutcomeUnknown; for a command that only looks (`query-block`, say)
         it is InvalidState.
         """
         from qemu.qmp import ExecuteError, QMPError
@@ -89,10 +92,10 @@ class Monitor:
 
         subject = f"monitor {self.path}"
         try:
-            self._socket.settimeout(self.timeout_s)
-            self._socket.connect(str(self.path))
+            self._socket.setblocking(False)
+            process.wait_until(self._reach, self.timeout_s, f"{subject} to have room")
             self._wait(self._client.connect(self._socket), self.timeout_s)
-        except TimeoutError as error:
+        except (TimeoutError, OutcomeUnknown) as error:
             silent = f"silent for {self.timeout_s:g} seconds: frozen, or held by another client"
             raise InvalidState(subject, silent, "free and answering") from error
         except ConnectError as error:
@@ -100,8 +103,16 @@ class Monitor:
         except OSError as error:
             raise InvalidState(subject, f"unreachable ({error.strerror or error})", "reachable") from error
 
+    def _reach(self) -> bool:
+        """Connect, unless the queue is full: QEMU lets one client wait, which may have gone already."""
+        try:
+            self._socket.connect(str(self.path))
+        except BlockingIOError:
+            return False
+        return True
+
     def _unanswered(self, command: str, reason: str) -> InvalidState | OutcomeUnknown:
-        if command.startswith("query-"):
+        if command.startswith(_LOOKS):
             return InvalidState(f"monitor {self.path}", f"not answering {command}: {reason}", "answering")
         return OutcomeUnknown(f"{command} at {self.path}", reason)
 
@@ -118,9 +129,7 @@ class Monitor:
         self._beside_any_loop(self._runner.close)
         self._socket.close()
 
-    def _wait(
-        self, work: Coroutine[Any, Any, Result], limit_s: float
-    ) -> Result:  # Any: never sent or received
+    def _wait(self, work: Awaitable[Result], limit_s: float) -> Result:
         async def limited() -> Result:
             return await asyncio.wait_for(work, limit_s)
 
@@ -128,9 +137,28 @@ class Monitor:
 
     def _beside_any_loop(self, call: Callable[[], Result]) -> Result:
         """Call where no event loop runs: here, or in a thread when this one has a loop of its caller's."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if not _loop_is_running():
             return call()
         with ThreadPoolExecutor(max_workers=1) as thread:
             return thread.submit(call).result()
+
+
+def is_listening(path: Path) -> bool:
+    """Tell whether any process listens on a unix socket, whether it answers or not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:  # so many wait for it already that the kernel takes no more
+            return True
+    return True
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

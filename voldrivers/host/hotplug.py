@@ -1,0 +1,114 @@
+"""Hot plug: give a running QEMU a volume as a virtio disk, and take it away again."""
+
+from pathlib import Path
+
+from voldrivers import process
+from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
+from voldrivers.host import blocknode
+from voldrivers.host.qmp import Monitor
+from voldrivers.model import Volume
+
+#: A virtio disk shows the guest at most 20 bytes (virtio 1.1, 5.2.6); Cinder and Nova cut there too.
+_SERIAL_BYTES = 20
+_ROOT_PORTS = ("child<pcie-root-port>", "child<ioh3420>")
+
+
+def serial(volume_id: str) -> str:
+    """Give the serial by which the guest knows the volume."""
+    return volume_id[:_SERIAL_BYTES]
+
+
+def plug(monitor: Monitor, volume: Volume, path: Path, image_format: str) -> None:
+    """Add node and disk; a guest that has the file already, however it came to it, is left alone.
+
+    Nothing is left behind on failure. Raises InvalidState (another process holds the file, no free
+    port), BackendError, OutcomeUnknown.
+    """
+    if blocknode.find(monitor, volume.id, path):
+        return
+    name = blocknode.disk_id(volume.id)
+    _delete_node(monitor, name)  # left by a plug that was killed half-way
+    _add_node(monitor, name, path, image_format)
+    try:
+        _add_disk(monitor, name, volume)
+    except (BackendError, InvalidState):
+        _delete_node(monitor, name)
+        raise
+
+
+def unplug(monitor: Monitor, volume: Volume, path: Path, timeout_s: float) -> None:
+    """Take disk and node out; what is not there is no error.
+
+    Raises InvalidState when the guest has not let go of the disk within `timeout_s`, or uses the
+    file through a disk that was not plugged by us; OutcomeUnknown.
+    """
+    name = blocknode.disk_id(volume.id)
+    if name in _children(monitor, "/machine/peripheral"):
+        _remove_disk(monitor, name, timeout_s)
+    # The node is free a moment after its disk has gone: QEMU ends it from a callback.
+    process.wait_until(lambda: _delete_node(monitor, name), timeout_s, f"{name} to be closed")
+    if foreign := blocknode.find(monitor, volume.id, path):
+        raise InvalidState(f"file {path}", f"used through disk {foreign.disk}", "unplugged by who plugged it")
+
+
+def _add_node(monitor: Monitor, name: str, path: Path, image_format: str) -> None:
+    file = {"driver": "file", "filename": str(path), "locking": "on"}
+    try:
+        monitor.execute("blockdev-add", {"node-name": name, "driver": image_format, "file": file})
+    except BackendError as error:
+        if "lock" in error.reason:
+            raise InvalidState(f"file {path}", f"held by another process ({error.reason})", "free") from error
+        raise
+
+
+def _add_disk(monitor: Monitor, name: str, volume: Volume) -> None:
+    disk = {"driver": "virtio-blk-pci", "id": name, "drive": name, "serial": serial(volume.id)}
+    try:
+        monitor.execute("device_add", disk | _place(monitor) | {"share-rw": volume.multi_attach})
+    except BackendError as error:
+        subject = f"QEMU at {monitor.path}"
+        if "does not support hotplugging" in error.reason:
+            needed = "started with one more pcie-root-port that has an id"
+            raise InvalidState(subject, "without a free port for hot plug", needed) from error
+        if "lock" in error.reason:
+            raise InvalidState(subject, f"refused ({error.reason})", "the only one with the file") from error
+        raise
+
+
+def _place(monitor: Monitor) -> dict[str, str]:
+    """Choose an empty root port, which q35 needs; elsewhere there is none and QEMU chooses.
+
+    From the object tree: `query-pci` shows what is behind a port only after the firmware has numbered it.
+    """
+    for port, kind in _children(monitor, "/machine/peripheral").items():
+        if kind in _ROOT_PORTS and "child[0]" not in _children(monitor, f"/machine/peripheral/{port}/{port}"):
+            return {"bus": port}
+    return {}
+
+
+def _children(monitor: Monitor, path: str) -> dict[str, str]:
+    return {entry["name"]: entry["type"] for entry in monitor.execute("qom-list", {"path": path})}
+
+
+def _remove_disk(monitor: Monitor, name: str, timeout_s: float) -> None:
+    try:
+        monitor.execute("device_del", {"id": name})
+    except BackendError as error:
+        if "in the process of unplug" not in error.reason and "not found" not in error.reason:
+            raise
+    try:
+        process.wait_until(
+            lambda: name not in _children(monitor, "/machine/peripheral"), timeout_s, f"disk {name} to go"
+        )
+    except OutcomeUnknown as error:
+        kept = f"kept by the guest, which was asked {timeout_s:g} seconds ago"
+        raise InvalidState(f"disk {name}", kept, "unmounted and released there") from error
+
+
+def _delete_node(monitor: Monitor, name: str) -> bool:
+    """Close the node; tell whether it is gone."""
+    try:
+        monitor.execute("blockdev-del", {"node-name": name})
+    except BackendError as error:
+        return "Failed to find node" in error.reason
+    return True

@@ -1,0 +1,251 @@
+"""This machine as a host: files on shares, and the QEMUs that run here, each behind its QMP socket."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from voldrivers import filesystem
+from voldrivers.base import Host
+from voldrivers.errors import (
+    BackendError,
+    InvalidInput,
+    InvalidState,
+    NotFound,
+    NotSupported,
+    OutcomeUnknown,
+    VolDriverError,
+)
+from voldrivers.host import blocknode, guestagent, hotplug, instance
+from voldrivers.host.qmp import Monitor
+from voldrivers.model import (
+    Attachment,
+    ConnectionInfo,
+    Connector,
+    Extend,
+    InstanceState,
+    Ledger,
+    LedgerRow,
+    Volume,
+    utc_now,
+)
+from voldrivers.options import option
+from voldrivers.sizes import format_size
+
+_SECTOR_BYTES = 512
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What an operator may say about this machine."""
+
+    qmp_dir: Path | None = option("directory with the QMP socket of every instance, NAME.qmp", None)
+    monitor_timeout_s: float = option("seconds to wait for a QMP connection and for an answer", 5.0)
+    resize_timeout_s: float = option("seconds to wait for QEMU to resize a volume", 30.0)
+    unplug_timeout_s: float = option("seconds to wait for a guest to let go of a disk", 15.0)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """The file behind an attachment, with the format its driver recorded."""
+
+    path: Path
+    format: str
+
+
+class LocalHost(Host):
+    """The machine this runs on. Its instances are QEMUs with a QMP socket of their own.
+
+    Before anything is asked of a QEMU its share must have answered: on a dead hard mount a mere
+    `query-block` would freeze the whole guest, because QEMU looks at its files from its main loop.
+    """
+
+    options_type = LocalOptions
+    options: LocalOptions
+
+    def connector(self) -> Connector:
+        """Give the name; files need nothing else."""
+        return Connector(self.name)
+
+    def find_instance(self, attachment: Attachment) -> Attachment:
+        """Fill in the monitor from the instance's name or the name from the monitor, and the process."""
+        return instance.find(attachment, self.options.qmp_dir, self.options.monitor_timeout_s)
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        """Mount the share if there is one; the volume's file must be there.
+
+        Takes `file` (path, format) and `nfs` (export, name, format, options, mount_point_base).
+        """
+        path = self._connected_path(connection_info)
+        filesystem.room(self.run, path.parent)
+        if not path.is_file():
+            raise NotFound("file", str(path), f" on host {self.name}")
+        return str(path)
+
+    def disconnect(self, volume: Volume, attachment: Attachment) -> None:
+        """Do nothing: the share stays mounted, others use it too."""
+
+    def plug(self, volume: Volume, attachment: Attachment) -> None:
+        """Give the instance the file as a virtio disk with the volume's id as its serial."""
+        if attachment.monitor:
+            image = _image(attachment)
+            with self.hold(attachment), self._asked(attachment) as monitor:
+                hotplug.plug(monitor, volume, image.path, image.format)
+
+    def unplug(self, volume: Volume, attachment: Attachment) -> None:
+        """Take the disk out of the instance and wait until its guest has let go of it."""
+        if attachment.monitor and attachment.device_path and not instance.is_gone(attachment):
+            with self.hold(attachment), self._asked(attachment) as monitor:
+                hotplug.unplug(monitor, volume, _image(attachment).path, self.options.unplug_timeout_s)
+
+    def instance_state(self, attachment: Attachment) -> InstanceState:
+        """RUNNING if its QEMU answers; STOPPED if its process is gone and nobody listens on its socket."""
+        return instance.state(attachment, self.options.monitor_timeout_s)
+
+    def hold(self, attachment: Attachment) -> AbstractContextManager[None]:
+        """Keep our own `plug` away from the instance, in every voldrivers process on this machine.
+
+        That is advice among ourselves. A QEMU that somebody else starts is kept out by the lock of
+        the image (QEMU 2.10 and later): it refuses a file that qemu-img is resizing, and qemu-img
+        refuses a file that a QEMU has open.
+        """
+        return instance.held(attachment)
+
+    def check_extend(self, volume: Volume, attachment: Attachment) -> None:
+        """Look at share, file, QEMU's state, its migration, and what uses the block node."""
+        self.get_blockdev(volume, attachment)
+        if attachment.instance is None or instance.is_gone(attachment):
+            return
+        with self._asked(attachment) as monitor:
+            blocknode.check_resizable(monitor, self._node(monitor, volume, attachment))
+
+    def rescan(self, volume: Volume, attachment: Attachment) -> None:
+        """Check that the share answers: a file needs no more, whoever opens it sees its size."""
+        filesystem.room(self.run, _image(attachment).path.parent)
+
+    def get_blockdev(self, volume: Volume, attachment: Attachment) -> int:
+        """Give the size of the volume in the file, by opening it."""
+        image = _image(attachment)
+        filesystem.room(self.run, image.path.parent)
+        return filesystem.image_bytes(image.path, image.format)
+
+    def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
+        """Look, have QEMU resize the node, look again, all on one connection.
+
+        QEMU shrinks a live disk without a word, and its own figure is a cache: so it is never asked
+        for less than it shows or the file has, and not at all when it shows just that.
+        """
+        if attachment.instance is None:
+            return
+        with self._asked(attachment) as monitor:
+            node = self._node(monitor, volume, attachment)
+            blocknode.check_resizable(monitor, node)
+            wanted_bytes = self._wanted_bytes(attachment, node, extend)
+            if node.size_bytes == wanted_bytes:
+                return
+            if extend.expired(utc_now()):
+                raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
+            blocknode.resize(monitor, node, wanted_bytes, self.options.resize_timeout_s)
+            self._check_shown(self._node(monitor, volume, attachment), attachment, wanted_bytes)
+
+    def cancel(self, extend: Extend, attachment: Attachment) -> None:
+        """Return when QEMU answers a new connection: no earlier request can then take effect any more.
+
+        QEMU serves one client of a socket at a time, drops what a closed connection has queued, and runs
+        the commands of all its monitors one after the other in a single coroutine, in which a
+        block_resize that waits for its file waits too (monitor/qmp.c: CHR_EVENT_CLOSED in
+        monitor_qmp_event, monitor_qmp_dispatcher_co). So the answer comes after the end of any
+        request before it. One who has yet to connect is stopped by the expiry, checked once connected.
+        """
+        if attachment.monitor is None:
+            return
+        try:
+            with Monitor(Path(attachment.monitor), self.options.monitor_timeout_s) as monitor:
+                monitor.execute("query-status")
+        except (InvalidState, BackendError) as error:
+            if not instance.is_gone(attachment):
+                what = f"extend {extend.id} in instance {attachment.place}"
+                raise OutcomeUnknown(what, str(error)) from error
+
+    def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
+        """Give the QEMU node, and what the guest says if its agent's socket lies beside the monitor's.
+
+        The file itself is a row of its driver. An instance that is provably gone has no rows.
+        """
+        if attachment.instance is None:
+            return ()
+        row = LedgerRow("QEMU node", attachment.place, None, expected_bytes, repair=_repair(volume))
+        try:
+            with self._asked(attachment) as monitor:
+                node = self._node(monitor, volume, attachment)
+        except VolDriverError as error:
+            return () if instance.is_gone(attachment) else (replace(row, note=str(error)),)
+        row = replace(row, observed_bytes=node.size_bytes, note=node.name)
+        return (row, *self._guest_rows(volume, attachment, expected_bytes))
+
+    def _connected_path(self, connection_info: ConnectionInfo) -> Path:
+        properties = connection_info.properties
+        if connection_info.driver_volume_type == "file":
+            return Path(properties["path"])
+        if connection_info.driver_volume_type == "nfs":
+            from voldrivers.nfs import share
+
+            name, base = properties["name"], Path(properties["mount_point_base"])
+            if "/" in name or name in ("", ".", ".."):
+                raise InvalidInput(f"file name {name!r}", "must name a file in its share")
+            return share.mount(self.run, properties["export"], properties["options"], base) / name
+        reason = f"cannot connect a volume of type {connection_info.driver_volume_type}"
+        raise NotSupported(f"host {self.name}", reason)
+
+    @contextmanager
+    def _asked(self, attachment: Attachment) -> Iterator[Monitor]:
+        """Open the monitor, the share having answered first."""
+        if attachment.monitor is None:
+            raise NotSupported(f"instance {attachment.place}", "has no monitor that could be asked")
+        filesystem.room(self.run, _image(attachment).path.parent)
+        try:
+            with Monitor(Path(attachment.monitor), self.options.monitor_timeout_s) as monitor:
+                yield monitor
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"gave an answer that makes no sense: {error!r}"
+            raise BackendError(f"QEMU of {attachment.place}", reason) from error
+
+    def _node(self, monitor: Monitor, volume: Volume, attachment: Attachment) -> blocknode.BlockNode:
+        node = blocknode.find(monitor, volume.id, _image(attachment).path)
+        if node is None:
+            raise InvalidState(f"{volume.title} on {attachment.place}", "not in the instance", "plugged in")
+        return node
+
+    def _wanted_bytes(self, attachment: Attachment, node: blocknode.BlockNode, extend: Extend) -> int:
+        """Never less than QEMU or the file shows; in whole sectors, as qcow2 counts."""
+        image = _image(attachment)
+        file_bytes = filesystem.image_bytes(image.path, image.format)
+        wanted_bytes = max(extend.to_bytes, node.size_bytes, file_bytes)
+        return -(-wanted_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+
+    def _check_shown(self, node: blocknode.BlockNode, attachment: Attachment, wanted_bytes: int) -> None:
+        image = _image(attachment)
+        shown_bytes = min(node.size_bytes, filesystem.image_bytes(image.path, image.format))
+        if shown_bytes < wanted_bytes:
+            shown, wanted = format_size(shown_bytes), format_size(wanted_bytes)
+            raise BackendError(f"block node {node.name}", f"QEMU said {wanted}, but it is {shown}")
+
+    def _guest_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
+        agent = Path(str(attachment.monitor)).with_suffix(".qga")
+        if not agent.exists():
+            return ()
+        row = LedgerRow("guest", attachment.place, None, expected_bytes, required=False)
+        try:
+            return (replace(row, observed_bytes=guestagent.disk_bytes(agent, hotplug.serial(volume.id))),)
+        except VolDriverError as error:
+            return (replace(row, note=str(error)),)
+
+
+def _image(attachment: Attachment) -> _Image:
+    if attachment.device_path is None or attachment.connection_info is None:
+        raise InvalidState(f"attachment {attachment.id} on {attachment.place}", "not connected", "connected")
+    return _Image(Path(attachment.device_path), attachment.connection_info.properties["format"])
+
+
+def _repair(volume: Volume) -> str:
+    return f"voldrivers doctor {volume.name} --repair"
