@@ -176,12 +176,13 @@ class MemoryHost(Host):
     def plug(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
         if attachment.instance is not None:
-            nodes = self.machine.instances[attachment.instance]
+            nodes = self._nodes(attachment)
             nodes.setdefault(volume.id, self.machine.devices[volume.id])
 
     def unplug(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
-        self.machine.instances.get(attachment.instance or "", {}).pop(volume.id, None)
+        if attachment.instance and self.instance_state(attachment) is not InstanceState.STOPPED:
+            self._nodes(attachment).pop(volume.id, None)
 
     def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
         if not self.machine.reachable:
@@ -230,9 +231,9 @@ class MemoryHost(Host):
         if extend.expired(utc_now()) or extend.id < self.machine.newest.get(volume.id, 0):
             raise InvalidState(f"extend {extend.id}", "expired or older", "the newest, within its time")
         self.machine.newest[volume.id] = extend.id
-        nodes = self.machine.instances.get(attachment.instance or "")
-        if nodes is None or volume.id not in nodes:
-            raise InvalidState(f"instance {attachment.place}", "not running", "running")
+        nodes = self._nodes(attachment)
+        if volume.id not in nodes:
+            raise InvalidState(f"instance {attachment.place}", f"without {volume.title}", "using it")
         if self.array.sizes[volume.id] < extend.to_bytes:
             self.array.resize(volume.id, extend.to_bytes)
         self.machine.devices[volume.id] = self.array.sizes[volume.id]
@@ -243,6 +244,12 @@ class MemoryHost(Host):
             return
         if not self.machine.reachable:
             raise OutcomeUnknown(f"extend {extend.id}", f"host {self.name} does not answer")
+
+    def _nodes(self, attachment: Attachment) -> dict[str, int]:
+        nodes = self.machine.instances.get(attachment.instance or "")
+        if nodes is None:
+            raise InvalidState(f"instance {attachment.place}", "not running", "running")
+        return nodes
 
     def _answer(self) -> None:
         if not self.machine.reachable:

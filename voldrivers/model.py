@@ -134,6 +134,11 @@ class Attachment:
         """Where it is, for people: `host` or `host/instance`."""
         return f"{self.host}/{self.instance}" if self.instance else self.host
 
+    @property
+    def may_run(self) -> bool:
+        """Tell whether it has an instance that is not proved to have stopped."""
+        return self.instance is not None and self.instance_state is not InstanceState.STOPPED
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -164,7 +169,7 @@ class Volume:
     @property
     def nobody_runs(self) -> bool:
         """Tell whether no attachment has an instance that may be running: docs/architecture.md, rule 7."""
-        return all(a.instance is None or a.instance_state is InstanceState.STOPPED for a in self.attachments)
+        return not any(attachment.may_run for attachment in self.attachments)
 
 
 @dataclass(frozen=True)

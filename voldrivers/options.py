@@ -91,13 +91,14 @@ def _convert(kind: Any, value: object, where: str) -> object:  # Any: a type hin
             return SizeBytes(parse_size(value))
         except ValueError as error:
             raise InvalidInput(where, str(error)) from error
-    if kind is SizeBytes and isinstance(value, int) and not isinstance(value, bool):
+    if kind is SizeBytes and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return SizeBytes(value)
     if kind is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is kind:
+    if kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:  # no NaN
+            return float(value)
+    elif type(value) is kind:
         return value
     raise InvalidInput(where, f"must be {_kind_name(kind)}, not {value!r}")
 

@@ -5,7 +5,6 @@ Drivers and hosts are found through the entry-point groups `voldrivers.drivers` 
 nobody knows is an error, never ignored.
 """
 
-import math
 import os
 import re
 import sys
@@ -205,8 +204,8 @@ class _Reading:
             self._wrong(key, f"there is no such key or table; known: {shown}")
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
-        if policy and not (math.isfinite(policy.deadline_s) and policy.deadline_s > 0):
-            self._wrong("[policy] deadline_s", f"must be above zero and finite, not {policy.deadline_s}")
+        if policy and policy.deadline_s <= 0:
+            self._wrong("[policy] deadline_s", f"must be above zero, not {policy.deadline_s}")
         backends, hosts = self._backends(), self._hosts()
         if top is None or policy is None:
             return None

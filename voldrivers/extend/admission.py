@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from voldrivers.base import Driver, Hosts, round_size
 from voldrivers.capabilities import InUseExtend
 from voldrivers.errors import InvalidSize, NotFound, NotSupported
-from voldrivers.model import Volume
+from voldrivers.extend.converge import with_instance_states
+from voldrivers.model import Attachment, Volume
 from voldrivers.sizes import format_size
 
 #: The protocol level of hosts that this extend needs.
@@ -35,29 +36,18 @@ def plan(
     rounded_bytes = _target(volume, driver, requested_bytes)
     if volume.attachments:
         _check_may_extend_attached(volume, driver, attached_allowed)
+    # First the backend, which can say best why a volume is not there.
     from_bytes = driver.volume_size(volume)
+    for attachment in volume.attachments:
+        _check_host(volume, attachment, hosts)
+    volume = with_instance_states(volume, hosts)
     # Somebody else may have made it larger: it is never cut, the rest is brought up to it.
     to_bytes = max(rounded_bytes, from_bytes)
     if to_bytes > from_bytes:
         driver.check_extend(volume, to_bytes)
-    for attachment in volume.attachments:
-        host = hosts.get(attachment.host)
-        if host is None:
-            raise NotFound("host", attachment.host, f", but {volume.title} is attached there")
-        if host.version < HOST_VERSION:
-            raise NotSupported(
-                f"host {host.name}", f"speaks protocol {host.version}, {HOST_VERSION} is needed"
-            )
-        host.check_extend(volume, attachment)
     grown_by = _grown_by(volume, driver)
-    return Plan(
-        volume,
-        from_bytes,
-        requested_bytes,
-        to_bytes,
-        grown_by,
-        _steps(volume, grown_by, from_bytes, to_bytes),
-    )
+    steps = _steps(volume, grown_by, from_bytes, to_bytes)
+    return Plan(volume, from_bytes, requested_bytes, to_bytes, grown_by, steps)
 
 
 def _target(volume: Volume, driver: Driver, requested_bytes: int) -> int:
@@ -80,18 +70,28 @@ def _check_may_extend_attached(volume: Volume, driver: Driver, attached_allowed:
         raise NotSupported(volume.title, off)
 
 
+def _check_host(volume: Volume, attachment: Attachment, hosts: Hosts) -> None:
+    if attachment.host not in hosts:
+        raise NotFound("host", attachment.host, f", but {volume.title} is attached there")
+    host = hosts[attachment.host]
+    if host.version < HOST_VERSION:
+        too_old = f"speaks protocol {host.version}, {HOST_VERSION} is needed"
+        raise NotSupported(f"host {host.name}", too_old)
+    host.check_extend(volume, attachment)
+
+
 def _grown_by(volume: Volume, driver: Driver) -> str:
     by_hypervisor = driver.capabilities.in_use_extend is InUseExtend.BY_HYPERVISOR
-    instances = [a for a in volume.attachments if a.instance]
-    return f"the QEMU of {instances[0].place}" if by_hypervisor and instances else f"backend {volume.backend}"
+    running = [a for a in volume.attachments if a.may_run]
+    return f"the QEMU of {running[0].place}" if by_hypervisor and running else f"backend {volume.backend}"
 
 
 def _steps(volume: Volume, grown_by: str, from_bytes: int, to_bytes: int) -> tuple[str, ...]:
+    by_backend = grown_by == f"backend {volume.backend}"
     grow = f"growing: {grown_by} makes it {format_size(to_bytes)}"
     if from_bytes == to_bytes:
         grow = f"growing: nothing, backend {volume.backend} already has {format_size(to_bytes)}"
-    by_qemu = grown_by != f"backend {volume.backend}" and from_bytes != to_bytes
-    rescanned = [a for a in volume.attachments if not (by_qemu and a.instance)]
+    rescanned = [a for a in volume.attachments if by_backend or from_bytes == to_bytes or not a.may_run]
     rescans = [f"rescanning: host {a.host} reads the new size" for a in rescanned]
-    resizes = [f"resizing: QEMU shows it to {a.place}" for a in volume.attachments if a.instance]
+    resizes = [f"resizing: QEMU shows it to {a.place}" for a in volume.attachments if a.may_run]
     return (grow, *rescans, *resizes, "settling: every layer shows exactly that size")

@@ -7,7 +7,7 @@ It keeps no records. The engine is this plus SQLite, the Cinder adapter this plu
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
@@ -18,7 +18,6 @@ from voldrivers.model import (
     Attachment,
     Extend,
     ExtendReply,
-    InstanceState,
     Ledger,
     LedgerRow,
     Phase,
@@ -78,6 +77,15 @@ def ledger(volume: Volume, driver: Driver, hosts: Hosts, expected_bytes: int) ->
     return tuple(rows)
 
 
+def with_instance_states(volume: Volume, hosts: Hosts) -> Volume:
+    """Ask every host what it knows of its instance, now; drivers decide by it who may grow a file."""
+    seen = [
+        replace(a, instance_state=_host(hosts, a).instance_state(a)) if a.instance else a
+        for a in volume.attachments
+    ]
+    return replace(volume, attachments=tuple(seen))
+
+
 @dataclass
 class _Convergence:
     """One run over one extend; its state is the extend as last recorded."""
@@ -90,18 +98,22 @@ class _Convergence:
     cancelled: Callable[[], bool]
     now: Callable[[], datetime]
     sleep: Sleep
+    seen: Ledger = ()
+    failures: dict[str, VolDriverError] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         """Take the four steps."""
         self.enter(Phase.GROWING)
-        self.look_at_instances()
+        self.volume = with_instance_states(self.volume, self.hosts)
         if self.grow() is ExtendReply.EXTENDED:
             self.adopt_backend_size()
             self.rescan(self.volume.attachments)
             self.resize(deferred=False)
         else:
             self.resize(deferred=True)
-            self.rescan([a for a in self.volume.attachments if not _may_run(a)])
+            self.raise_failures()
+            self.rescan([a for a in self.volume.attachments if not a.may_run])
+        self.raise_failures()
         return self.settle()
 
     def enter(self, phase: Phase, *, deferred: bool = False) -> None:
@@ -112,14 +124,6 @@ class _Convergence:
         """
         self.extend = replace(self.extend, phase=phase, deferred=deferred or self.extend.deferred)
         self.record(self.extend)
-
-    def look_at_instances(self) -> None:
-        """Ask every host what it knows of its instance, now."""
-        seen = [
-            replace(a, instance_state=_host(self.hosts, a).instance_state(a)) if a.instance else a
-            for a in self.volume.attachments
-        ]
-        self.volume = replace(self.volume, attachments=tuple(seen))
 
     def grow(self) -> ExtendReply:
         """Let the driver make the volume larger, or learn that only the hypervisor may."""
@@ -178,7 +182,7 @@ class _Convergence:
 
     def resize(self, *, deferred: bool) -> None:
         """Let every QEMU show the new size; where the hypervisor grows, the first one does."""
-        running = [a for a in self.volume.attachments if _may_run(a)]
+        running = [a for a in self.volume.attachments if a.may_run]
         if running:
             if deferred:
                 self.heed_cancel()
@@ -188,27 +192,21 @@ class _Convergence:
     def settle(self) -> Outcome:
         """Finish what the hypervisor grew, then wait until every required layer shows exactly the size."""
         self.enter(Phase.SETTLING)
-        if self.extend.deferred:
-            if self.driver.extend_volume(self.volume, self.extend.to_bytes) is not ExtendReply.EXTENDED:
-                raise BackendError(self.volume.title, "no hypervisor has grown it")
-            self.adopt_backend_size()
-        if not self.becomes(lambda: not self.stale()):
-            self.name_the_stale()
+        deferred, to_bytes = self.extend.deferred, self.extend.to_bytes
+        if deferred and self.driver.extend_volume(self.volume, to_bytes) is not ExtendReply.EXTENDED:
+            raise BackendError(self.volume.title, "no hypervisor has grown it")
+        # Not only then: QEMU rounds a file that somebody grew to an odd size up to whole sectors.
+        self.adopt_backend_size()
+        if not self.becomes(self.agreed):
+            behind = [describe(row) for row in self.seen if row.stale]
+            raise BackendError(self.volume.title, "; ".join(behind))
         ended = replace(self.extend, phase=Phase.COMPLETED)
-        return Outcome(ended, self.extend.to_bytes, self.rows())
+        return Outcome(ended, self.extend.to_bytes, self.seen)
 
-    def rows(self) -> Ledger:
-        """The size ledger, read now."""
-        return ledger(self.volume, self.driver, self.hosts, self.extend.to_bytes)
-
-    def stale(self) -> list[LedgerRow]:
-        """The layers that are still behind."""
-        return [row for row in self.rows() if row.stale]
-
-    def name_the_stale(self) -> None:
-        """Fail with the layers that did not come up."""
-        if behind := self.stale():
-            raise BackendError(self.volume.title, "; ".join(map(describe, behind)))
+    def agreed(self) -> bool:
+        """Read the size ledger; tell whether every required layer shows exactly the size."""
+        self.seen = ledger(self.volume, self.driver, self.hosts, self.extend.to_bytes)
+        return not any(row.stale for row in self.seen)
 
     def becomes(self, condition: Callable[[], bool]) -> bool:
         """Wait for it until the extend's time is over."""
@@ -216,20 +214,24 @@ class _Convergence:
         return holds_within(condition, left_s, self.sleep)
 
     def on_each(self, attachments: Iterable[Attachment], act: Callable[[Host, Attachment], None]) -> None:
-        """Act on every attachment, then raise what failed, each place named."""
-        failures: list[tuple[Attachment, VolDriverError]] = []
+        """Act on every attachment that has not failed yet; what fails now is kept for `raise_failures`."""
         for attachment in attachments:
-            try:
-                act(_host(self.hosts, attachment), attachment)
-            except VolDriverError as error:
-                failures.append((attachment, error))
-        if failures and len(self.volume.attachments) == 1:
-            raise failures[0][1]
-        if failures:
-            reason = "; ".join(f"{attachment.place}: {error}" for attachment, error in failures)
-            if any(isinstance(error, OutcomeUnknown) for _, error in failures):
-                raise OutcomeUnknown(f"the extend of {self.volume.title}", reason)
-            raise BackendError(self.volume.title, reason) from failures[0][1]
+            if attachment.id not in self.failures:
+                try:
+                    act(_host(self.hosts, attachment), attachment)
+                except VolDriverError as error:
+                    self.failures[attachment.id] = error
+
+    def raise_failures(self) -> None:
+        """Raise what failed on single attachments, each place named."""
+        failed = [(a.place, self.failures[a.id]) for a in self.volume.attachments if a.id in self.failures]
+        if failed and len(self.volume.attachments) == 1:
+            raise failed[0][1]
+        if failed:
+            reason = "; ".join(f"{place}: {error}" for place, error in failed)
+            if any(isinstance(error, OutcomeUnknown) for _, error in failed):
+                raise OutcomeUnknown(f"the extend of {self.volume.title}", reason) from failed[0][1]
+            raise BackendError(self.volume.title, reason) from failed[0][1]
 
     def give_up(self, error: VolDriverError) -> Outcome:
         """Look, then end: rolled back if provably nothing grew, failed if something did."""
@@ -267,10 +269,6 @@ def describe(row: LedgerRow) -> str:
 
 def _joined(earlier: str, reason: str) -> str:
     return f"{earlier}; {reason}" if earlier else reason
-
-
-def _may_run(attachment: Attachment) -> bool:
-    return attachment.instance is not None and attachment.instance_state is not InstanceState.STOPPED
 
 
 def _host(hosts: Hosts, attachment: Attachment) -> Host:

@@ -2,12 +2,14 @@
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from voldrivers.errors import BackendError, InvalidInput
 from voldrivers.extend.schema import MIGRATIONS
 from voldrivers.mounts import place_of
+from voldrivers.process import holds_within
 
 _BUSY_S = 10.0
 #: File systems of other machines: SQLite's WAL needs memory shared by all its users, and locks.
@@ -27,14 +29,13 @@ class Database:
         file system (sqlite.org/wal.html). A file that is refused is not written to.
         """
         self.path = path
+        if (kind := place_of(path.absolute()).mount.file_system) in _NETWORK_FILE_SYSTEMS:
+            raise InvalidInput(f"state directory {path.parent}", f"is on {kind}; it must be on a local disk")
         with self.explained():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if (kind := place_of(path.resolve().parent).mount.file_system) in _NETWORK_FILE_SYSTEMS:
-                raise InvalidInput(
-                    f"state directory {path.parent}", f"is on {kind}; it must be on a local disk"
-                )
             if not path.exists():
                 path.touch(mode=0o600)
+            self._check_version()
             self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
             self._migrate()
@@ -78,22 +79,38 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise BackendError(f"state file {self.path}", str(error)) from error
 
-    def _migrate(self) -> None:
-        if self._version() > len(MIGRATIONS):
-            newer = (
-                f"has schema {self._version()}, this voldrivers knows {len(MIGRATIONS)}: use the newer one"
-            )
+    def _check_version(self) -> None:
+        """Look without write access: closing a writable connection would write a log that is left back."""
+        address = f"file:{quote(str(self.path.absolute()))}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=_BUSY_S)) as connection:
+            version = _version(connection)
+        if version > len(MIGRATIONS):
+            newer = f"has schema {version}, this voldrivers knows {len(MIGRATIONS)}: use the newer one"
             raise BackendError(f"state file {self.path}", newer)
-        self._connection.execute("PRAGMA journal_mode = WAL")
+
+    def _migrate(self) -> None:
+        if not holds_within(self._is_in_wal_mode, _BUSY_S):
+            raise BackendError(f"state file {self.path}", "is locked by another process")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
-        if self._version() < len(MIGRATIONS):
+        if _version(self._connection) < len(MIGRATIONS):
             with self.transaction():
-                for statements in MIGRATIONS[self._version() :]:
+                for statements in MIGRATIONS[_version(self._connection) :]:
                     for statement in statements:
                         self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    def _version(self) -> int:
-        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        return version
+    def _is_in_wal_mode(self) -> bool:
+        """Switch a new file to WAL; SQLite does not wait there for another process that does so too."""
+        try:
+            mode: str = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return mode == "wal"
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version

@@ -164,7 +164,7 @@ class Engine:
                 return lifecycle.forget_attachment(self.site, volume, lost)
             expect(volume, VolumeStatus.IN_USE, VolumeStatus.ERROR_EXTENDING)
             leaving = lifecycle.begin_detach(self.site, attachment, AttachmentState.DETACHING)
-            return lifecycle.finish_detach(self.site, volume, leaving)
+            return lifecycle.finish_detach(self.site, volume, leaving, attachment)
 
     # --- extending
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from voldrivers.base import Host
 from voldrivers.errors import InvalidInput, InvalidState, NotFound, OutcomeUnknown, VolDriverError
 from voldrivers.extend.site import Progress, Site
-from voldrivers.model import Attachment, AttachmentState, Connector, Volume
+from voldrivers.model import Attachment, AttachmentState, Connector, InstanceState, Volume
 from voldrivers.options import read_options
 from voldrivers.sizes import format_size
 
@@ -67,14 +67,18 @@ def begin_detach(site: Site, attachment: Attachment, state: AttachmentState) -> 
     return leaving
 
 
-def finish_detach(site: Site, volume: Volume, attachment: Attachment) -> None:
+def finish_detach(
+    site: Site, volume: Volume, attachment: Attachment, before: Attachment | None = None
+) -> None:
     """Unplug, disconnect and forget an attachment.
 
-    One that the guest keeps stays attached (InvalidState); that is recorded too.
+    One that cannot be unplugged stays as it was `before` (InvalidState); that is recorded too. Who takes
+    the steps again gives none, because an earlier unplug may have taken effect: then only a guest
+    that runs and keeps it has it still.
     """
     host, others = site.host(attachment.host), _without(volume, attachment)
     site.progress(Progress(volume, "detaching", attachment.place))
-    _unplug(site, host, others, attachment)
+    _unplug(site, host, others, attachment, before)
     host.disconnect(others, attachment)
     site.driver(volume).terminate_connection(others, host.connector())
     site.store.remove_attachment(attachment)
@@ -118,13 +122,22 @@ def choose_attachment(volume: Volume, host: str | None, instance: str | None) ->
     return fitting[0]
 
 
-def _unplug(site: Site, host: Host, volume: Volume, attachment: Attachment) -> None:
+def _unplug(
+    site: Site, host: Host, volume: Volume, attachment: Attachment, before: Attachment | None
+) -> None:
     try:
         host.unplug(volume, attachment)
     except InvalidState:
-        if attachment.state is AttachmentState.DETACHING:
+        if before is not None:
+            site.store.update_attachment(before)
+        elif _is_kept(host, attachment):
             site.store.update_attachment(replace(attachment, state=AttachmentState.ATTACHED))
         raise
+
+
+def _is_kept(host: Host, attachment: Attachment) -> bool:
+    leaving = attachment.state is AttachmentState.DETACHING
+    return leaving and host.instance_state(attachment) is InstanceState.RUNNING
 
 
 def _without(volume: Volume, attachment: Attachment) -> Volume:

@@ -71,7 +71,8 @@ def prepare(cache_dir: Path) -> GuestImage:
     without the file that is needed).
     """
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    directory = cache_dir.absolute() / f"linux-{recipe}"
+    cache_dir = cache_dir.absolute()  # apt takes a relative one from its own root
+    directory = cache_dir / f"linux-{recipe}"
     if not directory.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="making-", dir=cache_dir) as made:

@@ -49,23 +49,29 @@ def is_gone(attachment: Attachment) -> bool:
 
 
 @contextmanager
-def held(attachment: Attachment) -> Iterator[None]:
+def held(attachment: Attachment, timeout_s: float) -> Iterator[None]:
     """Keep every other voldrivers process on this machine from plugging into the instance.
 
     By a name in the kernel's table of abstract sockets (unix(7)), which is free again when its
-    process ends, however it ends. Raises InvalidState when the instance is held already.
+    process ends, however it ends. Raises InvalidState when another one holds it for `timeout_s`.
     """
     if attachment.monitor is None:
         yield
         return
     name = sha256(os.path.realpath(attachment.monitor).encode()).hexdigest()
     with socket.socket(socket.AF_UNIX) as holder:
-        try:
-            holder.bind(f"\0voldrivers/{name}")
-        except OSError as error:
+        if not process.holds_within(lambda: _bound(holder, f"\0voldrivers/{name}"), timeout_s):
             subject = f"instance {attachment.place}"
-            raise InvalidState(subject, "held by another voldrivers process", "free") from error
+            raise InvalidState(subject, "held by another voldrivers process", "free")
         yield
+
+
+def _bound(holder: socket.socket, name: str) -> bool:
+    try:
+        holder.bind(name)
+    except OSError:
+        return False
+    return True
 
 
 def _monitor_path(attachment: Attachment, qmp_dir: Path | None) -> Path | None:

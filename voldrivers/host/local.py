@@ -109,7 +109,7 @@ class LocalHost(Host):
         the image (QEMU 2.10 and later): it refuses a file that qemu-img is resizing, and qemu-img
         refuses a file that a QEMU has open.
         """
-        return instance.held(attachment)
+        return instance.held(attachment, self.options.monitor_timeout_s)
 
     def check_extend(self, volume: Volume, attachment: Attachment) -> None:
         """Look at share, file, QEMU's state, its migration, and what uses the block node."""
