@@ -1,0 +1,41 @@
+# Every target first installs what is missing (tools/setup). Results go to build/.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+PYTEST = $(PYTHON) -m pytest --junitxml=build/junit-$@.xml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint check test test-full test-minimum demo bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup:  ## Install what is missing: Debian packages, .venv/, the test guest
+	@tools/setup
+
+lint: setup  ## Style and types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+check: lint  ## Lint and quick tests: no root, about a minute
+	$(PYTEST) --tier quick
+
+test: lint  ## Everything that fits twenty minutes; what CI runs
+	$(PYTEST) --tier ci
+
+test-full: lint  ## The same, exhaustive: an hour or more
+	$(PYTEST) --tier full
+
+test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
+	tools/minimum build/minimum
+	build/minimum/bin/python -m pytest --junitxml=build/junit-$@.xml --tier quick
+
+demo: setup  ## Extend a volume while a guest uses it
+	$(PYTHON) demo/demo.py
+
+bench: setup  ## Print the figures: extend, start-up, listing, packages
+	$(PYTHON) tools/bench
+
+clean:  ## Remove results and caches; .venv/ stays
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find voldrivers tests -name __pycache__ -type d -prune -exec rm -rf {} +
