@@ -1,0 +1,77 @@
+"""The errors: sentences for people, causes kept, equal only to themselves."""
+
+import copy
+import pickle
+
+import pytest
+
+from voldrivers.errors import (
+    BackendError,
+    CommandFailed,
+    InvalidInput,
+    InvalidSize,
+    InvalidState,
+    NoSpace,
+    NotFound,
+    NotSupported,
+    OutcomeUnknown,
+    VolDriverError,
+    leaves,
+)
+from voldrivers.sizes import GiB
+
+SENTENCES: list[tuple[VolDriverError, str]] = [
+    (InvalidInput("option share", "must be a path"), "option share: must be a path"),
+    (
+        InvalidSize("volume v", "it cannot become smaller", "1 GiB", 2 * GiB),
+        "volume v: cannot be 1 GiB, it is 2 GiB: it cannot become smaller",
+    ),
+    (InvalidSize("volume v", "no size", "abc"), "volume v: cannot be abc: no size"),
+    (NotFound("volume", "v"), "volume v does not exist"),
+    (NotFound("volume", "v", " on share s"), "volume v does not exist on share s"),
+    (
+        InvalidState("volume v", "extending", "available or in-use"),
+        "volume v is extending, must be available or in-use",
+    ),
+    (NotSupported("backend b", "no in-use extend"), "backend b: no in-use extend"),
+    (NoSpace("pool p", 2 * GiB, 512), "pool p: no space, 2 GiB needed and 512 B free"),
+    (NoSpace("pool p", 2 * GiB), "pool p: no space, 2 GiB needed and an unknown amount free"),
+    (BackendError("file f", "cannot be read"), "file f: cannot be read"),
+    (
+        CommandFailed("lvs", "no such VG", argv=("lvs", "vg"), exit_code=5),
+        "lvs ended with exit code 5: no such VG",
+    ),
+    (OutcomeUnknown("qemu-img", "no answer"), "the outcome of qemu-img is unknown: no answer"),
+]
+
+
+@pytest.mark.parametrize(("error", "sentence"), SENTENCES, ids=lambda value: type(value).__name__)
+def test_an_error_says_what_happened(error: VolDriverError, sentence: str) -> None:
+    assert str(error) == sentence
+
+
+def test_every_leaf_has_a_sentence_here() -> None:
+    ours = {leaf for leaf in leaves() if leaf.__module__ == "voldrivers.errors"}
+    assert ours == {type(error) for error, _ in SENTENCES}
+
+
+@pytest.mark.parametrize("fact", ["{0}", "{subject}", "{", "}}", "{reason.__class__}", "%s"])
+def test_a_fact_is_never_taken_for_a_format(fact: str) -> None:
+    assert str(InvalidInput(fact, fact)) == f"{fact}: {fact}"
+    assert fact in str(InvalidSize("v", fact, fact))
+
+
+@pytest.mark.parametrize("error", [error for error, _ in SENTENCES], ids=lambda error: type(error).__name__)
+def test_an_error_survives_a_copy_and_a_process_border(error: VolDriverError) -> None:
+    assert str(copy.copy(error)) == str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_two_errors_are_never_the_same() -> None:
+    assert NotFound("volume", "v") != NotFound("volume", "v")
+    assert len({NotFound("volume", "v"), NotFound("volume", "v")}) == 2
+
+
+def test_a_caller_may_catch_the_wider_class() -> None:
+    assert issubclass(InvalidSize, InvalidInput)
+    assert issubclass(CommandFailed, BackendError)
