@@ -210,7 +210,9 @@ def test_killed_at_any_moment(
                 child.kill()
                 world.end_of(child)
                 assert world.resume() == "", f"after {delay_s} s"
-                assert world.seen() in (before, after), f"after {delay_s} s"
+                # Killed while it probed the share, before the admission, it may leave the probe's file.
+                not_admitted = world.seen(hidden=False) == before
+                assert not_admitted or world.seen() == after, f"after {delay_s} s"
                 world.check_content()
 
 

@@ -1,5 +1,7 @@
 """The laws of sizes: rounding, reading, printing."""
 
+from typing import Any
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -81,12 +83,20 @@ def test_a_refused_size_names_the_volume_and_both_sizes() -> None:
     assert str(caught.value) == "volume v: cannot be 8 EiB, it is 1 GiB: the largest size here is 1 EiB"
 
 
+@pytest.mark.parametrize("asked", [1.5, float("nan"), float("inf"), 2.0 * GiB, "1G", None, True])
+def test_what_is_no_whole_number_is_no_size(asked: Any) -> None:  # Any: callers need not be typed
+    driver = MemoryDriver("m", MemoryOptions(), run)
+    with pytest.raises(InvalidSize, match=r"cannot be .*, it is 1 GiB: a size is a whole number of bytes"):
+        round_size(driver, "volume v", asked, current_bytes=GiB)
+
+
 @given(st.integers(0, 2**70))
 @example(GiB + 1)
 @example(LARGEST_BYTES)
 @example(1023)
 def test_what_is_printed_is_read_back_to_the_byte(size_bytes: int) -> None:
     assert parse_size(format_size(size_bytes)) == size_bytes
+    assert format_size(-size_bytes).removeprefix("-") == format_size(size_bytes)
 
 
 @pytest.mark.parametrize(

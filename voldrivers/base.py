@@ -245,7 +245,8 @@ def round_size(driver: Driver, subject: str, requested_bytes: int, current_bytes
     try:
         return driver.size_rule.round_up(requested_bytes)
     except ValueError as error:
-        raise InvalidSize(subject, str(error), format_size(requested_bytes), current_bytes) from error
+        asked = format_size(requested_bytes) if isinstance(requested_bytes, int) else str(requested_bytes)
+        raise InvalidSize(subject, str(error), asked, current_bytes) from error
 
 
 Drivers = Mapping[str, Driver]

@@ -45,7 +45,8 @@ class Phase(StrEnum):
 
 
 #: The legal moves. GROWING may be entered again from every phase that is under way: `resume` looks
-#: and takes every step anew, because each step looks before it acts.
+#: and takes every step anew, because each step looks before it acts. RESCANNING follows RESIZING where
+#: a hypervisor grew a volume that is attached without an instance too.
 NEXT: Mapping[Phase, frozenset[Phase]] = {
     phase: frozenset(Phase(name) for name in following.split())
     for phase, following in {

@@ -4,8 +4,10 @@ Every run has a time limit, no shell and a fixed locale. A child carries a mark 
 by which a later process finds it when it outlived its parent.
 """
 
+import logging
 import math
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -18,6 +20,7 @@ from voldrivers.base import Completed
 from voldrivers.errors import BackendError, CommandFailed, NotFound, OutcomeUnknown
 
 MARK = "VOLDRIVERS_VOLUME"
+_log = logging.getLogger(__name__)
 _marked_for: ContextVar[str] = ContextVar("marked_for", default="")
 
 
@@ -29,6 +32,7 @@ def run(argv: Sequence[str], *, timeout_s: float) -> Completed:
     """
     from oslo_concurrency import processutils  # 60 ms: only who runs a program pays
 
+    _log.debug("run %s", shlex.join(argv))
     children: list[subprocess.Popen[bytes]] = []
     try:
         stdout, stderr = processutils.execute(
@@ -83,8 +87,8 @@ def marked(volume_id: str) -> Iterator[None]:
 def end_orphans(volume_id: str, *, timeout_s: float) -> None:
     """Wait for programs that a killed process left working on `volume_id`; end them when time is up.
 
-    Call it before looking: an orphan may still change what is seen. The mark stands in the child's
-    environment before it runs, so there is no moment in which an orphan exists and cannot be found.
+    Call it before looking: an orphan may still change what is seen. Every program bears the mark from
+    its first instruction; only between fork and exec, for microseconds, a child does not yet.
     Raises OutcomeUnknown when one cannot be ended (a dead hard mount).
     """
     try:

@@ -87,9 +87,10 @@ def format_size(size_bytes: int) -> str:
     >>> format_size(20 * 1024**3), format_size(1536), format_size(1025)
     ('20 GiB', '1.5 KiB', '1025 B')
     """
+    sign = "-" if size_bytes < 0 else ""
     for prefix in "EPTGMK":
-        thousandths, rest = divmod(size_bytes * 1000, _BINARY[prefix])
+        thousandths, rest = divmod(abs(size_bytes) * 1000, _BINARY[prefix])
         if abs(size_bytes) >= _BINARY[prefix] and not rest:
             whole, fraction = divmod(thousandths, 1000)
-            return f"{whole}.{fraction:03d}".rstrip("0").rstrip(".") + f" {prefix}iB"
+            return f"{sign}{whole}.{fraction:03d}".rstrip("0").rstrip(".") + f" {prefix}iB"
     return f"{size_bytes} B"
