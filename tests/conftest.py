@@ -9,9 +9,15 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # tests that need no QEMU start without them
+    from realsite import RealSite
+
+    from voldrivers.guests.device import DeviceGuest
 
 #: How many examples hypothesis tries, and which markers are left out.
 TIERS = {"quick": (50, {"slow", "full"}), "ci": (300, {"full"}), "full": (5000, set[str]())}
@@ -84,6 +90,24 @@ def ram_path() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="vold-", dir="/dev/shm") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def site(ram_path: Path) -> Iterator["RealSite"]:
+    """Give a site without volumes; its share is a directory in VOLDRIVERS_TEST_SHARES, if that is set."""
+    from realsite import SHARES, RealSite
+
+    with tempfile.TemporaryDirectory(prefix="share-", dir=os.environ.get(SHARES, ram_path)) as share:
+        yield RealSite(ram_path, Path(share))
+
+
+@pytest.fixture
+def guest(ram_path: Path) -> Iterator["DeviceGuest"]:
+    """Give a running QEMU."""
+    from voldrivers.guests.device import DeviceGuest
+
+    with DeviceGuest(ram_path) as running:
+        yield running
 
 
 def _fail_skipped_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:

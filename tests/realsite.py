@@ -27,6 +27,8 @@ from voldrivers.nfs.options import NFSOptions
 from voldrivers.registry import Policy
 from voldrivers.sizes import MiB
 
+#: Names a mounted share, to have the tests run over real NFS.
+SHARES = "VOLDRIVERS_TEST_SHARES"
 NAME, SMALL, LARGE = "v", 4 * MiB, 8 * MiB
 _SOME_SECTORS = 8
 
@@ -140,6 +142,33 @@ class RealSite:
         assert self.file_bytes == size_bytes
         assert [row for row in self.ledger if not row.agrees] == []
         self.check_image()
+
+
+def attached(site: RealSite, guest: DeviceGuest, kind: Kind) -> None:
+    """Give the guest a volume that it has written to."""
+    site.create(kind)
+    site.attach(guest.qmp_socket)
+    fill(disk_of(site, guest), SMALL)
+
+
+def check_grown(site: RealSite, guest: DeviceGuest, size_bytes: int = LARGE) -> None:
+    """Have everybody agree, old content be there and the new range be usable to its end."""
+    site.check_steady(VolumeStatus.IN_USE, size_bytes)
+    disk = disk_of(site, guest)
+    assert disk.capacity_bytes() == size_bytes
+    check_filled(disk, SMALL)
+    check_new_range(disk, SMALL, size_bytes)
+    assert guest.is_running
+    site.check_image()
+
+
+def check_untouched(site: RealSite, guest: DeviceGuest) -> None:
+    """Have everybody agree that nothing happened, and the volume usable as before."""
+    site.check_steady(VolumeStatus.IN_USE, SMALL)
+    disk = disk_of(site, guest)
+    assert disk.capacity_bytes() == SMALL
+    check_filled(disk, SMALL)
+    assert guest.is_running
 
 
 def qemu_img(command: str, site: RealSite, *options: str) -> str:

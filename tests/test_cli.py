@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import vendor
 
-from voldrivers.cli import EXIT_CODES, HINTS, main
+from voldrivers.cli import EXIT_CODES, HINTS, failures, main
 from voldrivers.cli.failures import MEANINGS
 from voldrivers.errors import VolDriverError, leaves
 from voldrivers.process import wait_until
@@ -131,7 +131,7 @@ def test_the_keys_of_every_document_are_stable(operator: Operator) -> None:
     assert set(shown) == volume | {"last_extend", "messages"}
     assert shown["last_extend"] == extend
     ledger = operator("doctor", "v", "--json").json
-    assert set(ledger) == {"volume", "status", "settled", "rows"}
+    assert set(ledger) == {"volume", "status", "settled", "rows", "stopped"}
     assert ledger["settled"] is True
     assert [row["observed_bytes"] for row in ledger["rows"]] == [2**21, 2**21]
     assert operator("resume", "--json").json == []
@@ -214,8 +214,13 @@ def test_a_wrong_command_line_is_a_usage_error(operator: Operator, argv: list[st
             "volume v: cannot be 512 B, it is 1 MiB: a volume never becomes smaller;",
         ),
         (["volume", "create", "v", "1M"], 5, "volume v is there already"),
-        (["volume", "create", "w", "1M", "--backend", "x"], 4, "backend x does not exist"),
-        (["detach", "v"], 4, "attachment"),
+        (
+            ["volume", "create", "w", "1M", "--backend", "x"],
+            4,
+            "volume w: backend x does not exist; configured: fast; see: voldrivers config check",
+        ),
+        (["detach", "v"], 4, "attachment of volume v does not exist; see: voldrivers volume show v"),
+        (["attach", "v", "--host", "x"], 4, "volume v: host x does not exist; configured: one; see: voldr"),
         (["retry", "v"], 5, "volume v is available, must be error_extending; see: voldrivers volume show v"),
         (["cancel", "v"], 5, "volume v is available, must be extending"),
         (["volume", "list", "--config", "nix"], 3, "see: voldrivers config check"),
@@ -233,16 +238,17 @@ def test_an_error_is_one_sentence_with_what_to_do(
 @pytest.mark.parametrize(
     ("trouble", "code", "said"),
     [
-        ("space", 7, "the array: no space, 2 KiB needed and 1 KiB free; free some space"),
+        ("space", 7, "volume v: the array: no space, 2 KiB needed and 1 KiB free; free some space"),
         (
             "unknown",
             9,
-            "the outcome of the creation is unknown: the array did not answer; run: voldrivers resume v",
+            "volume v: the outcome of the creation is unknown: the array did not answer;"
+            " run: voldrivers resume v",
         ),
-        ("command", 8, "arrayctl ended with exit code 3: no way; mend the cause"),
-        ("own", 8, "the array: is on fire; mend the cause"),
-        ("library", 6, "library no_such_library: it is not installed"),
-        ("bug", 1, r"a mistake in voldrivers: RuntimeError: lost\x1b[2J at "),
+        ("command", 8, "volume v: arrayctl ended with exit code 3: no way; mend the cause"),
+        ("own", 8, "volume v: the array: is on fire; mend the cause"),
+        ("library", 6, "volume v: library no_such_library: it is not installed"),
+        ("bug", 1, r"volume v: a mistake in voldrivers: RuntimeError: lost\x1b[2J at "),
     ],
 )
 def test_every_failure_has_its_code(operator: Operator, trouble: str, code: int, said: str) -> None:
@@ -271,7 +277,7 @@ def test_a_failed_extend_says_how_to_go_on(operator: Operator) -> None:
     deaf.touch()
     answer = operator("extend", "v", "2M")
     assert answer.code == 8
-    said = "host one: does not rescan; mend the cause, then run: voldrivers retry v"
+    said = "volume v: host one: does not rescan; mend the cause, then run: voldrivers retry v"
     assert one_sentence(answer.err) == said
     doctor = operator("doctor", "v")
     assert doctor.code == 10
@@ -320,10 +326,105 @@ def test_no_wait_leaves_it_to_resume(operator: Operator) -> None:
     assert "run: voldrivers resume v" in one_sentence(refused.err)
     doctor = operator("doctor", "v")
     assert (doctor.code, "voldrivers resume v" in doctor.out) == (10, True)
+    assert "--repair" not in doctor.out
     resumed = operator("resume")
     assert (resumed.code, "volume v: was extending, now extended, 2 MiB" in resumed.out) == (0, True)
     assert operator.file("v").stat().st_size == 2**21
     assert operator("resume", "v").out == "nothing to resume\n"
+
+
+def test_while_it_is_extending_nothing_else_than_resume_is_advised(operator: Operator) -> None:
+    operator.make("v")
+    operator("attach", "v")
+    operator("extend", "v", "2M", "--no-wait")
+    doctor = operator("doctor", "v")
+    assert "device one is stale; mend it: voldrivers resume v" in doctor.out
+    assert "--repair" not in doctor.out
+    rows = operator("doctor", "v", "--json").json["rows"]
+    assert {row["repair"] for row in rows} == {"voldrivers resume v"}
+
+
+def test_a_layer_that_cannot_be_read_is_not_called_stale(operator: Operator) -> None:
+    operator.make("v")
+    operator("attach", "v")
+    (operator.directory / "host" / "blind").touch()
+    doctor = operator("doctor", "v")
+    assert doctor.code == 10
+    (row,) = [line for line in doctor.out.splitlines() if line.startswith("host ") and "NOTE" not in line][:1]
+    assert row.split()[:6] == ["host", "one", "-", "1", "MiB", "unreadable"]
+    assert doctor.out.splitlines()[-1] == "host one cannot be read: host one: sees nothing"
+    assert "STALE" not in doctor.out
+    assert "mend it" not in doctor.out
+    document = operator("doctor", "v", "--json").json
+    assert [(row["observed_bytes"], row["repair"]) for row in document["rows"]] == [(2**20, ""), (None, "")]
+
+
+def test_an_instance_that_has_stopped_is_told(operator: Operator) -> None:
+    operator.make("v")
+    operator("attach", "v", "--instance", "vm1")
+    assert "stopped" not in operator("doctor", "v").out
+    (operator.directory / "host" / "stopped").touch()
+    doctor = operator("doctor", "v")
+    assert doctor.code == 0
+    assert "instance one/vm1 has stopped: no QEMU has the volume there" in doctor.out
+    assert operator("doctor", "v", "--json").json["stopped"] == ["one/vm1"]
+
+
+def test_a_cancelled_extend_is_rolled_back_by_resume_and_no_failure(operator: Operator) -> None:
+    operator.make("v")
+    operator("extend", "v", "2M", "--no-wait")
+    answer = operator("cancel", "v")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("volume v: asked to roll its extend back, if nothing has grown yet; ")
+    assert operator("cancel", "v", "--json").json["phase"] == "growing"
+    assert operator("volume", "show", "v", "--json").json["status"] == "extending"
+    resumed = operator("resume", "v")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert resumed.out == "volume v: was extending, now cancelled, nothing has grown\n"
+    assert operator("volume", "show", "v", "--json").json["status"] == "available"
+    assert operator.file("v").stat().st_size == 2**20
+
+
+def test_attaches_to_the_host_and_the_instance_that_are_named(operator: Operator) -> None:
+    config = operator.directory / "voldrivers.toml"
+    two = f'[host.two]\nkind = "acme"\ndirectory = "{operator.directory}/host"\n'
+    config.write_text(config.read_text() + two)
+    operator.make("v")
+    refused = operator("attach", "v")
+    assert (refused.code, "name one of those that are configured: one, two" in refused.err) == (3, True)
+    answer = operator("attach", "v", "--host", "two", "--instance", "vm1", "--json")
+    assert (answer.code, answer.json["host"], answer.json["instance"]) == (0, "two", "vm1")
+    assert "two/vm1, attached, " in operator("volume", "show", "v").out
+    for wrong in (["--host", "one"], ["--instance", "vm2"]):
+        answer = operator("detach", "v", *wrong)
+        assert (answer.code, one_sentence(answer.err).startswith("attachment of volume v to ")) == (4, True)
+    assert operator("detach", "v", "--instance", "vm1").code == 0
+
+
+def test_an_attachment_without_an_instance_can_be_named(operator: Operator) -> None:
+    config = operator.directory / "voldrivers.toml"
+    config.write_text(config.read_text().replace('driver = "acme"', 'driver = "shared"'))
+    assert operator("volume", "create", "m", "1M", "--multi-attach").code == 0
+    for instance in ("vm1", ""):
+        assert operator("attach", "m", "--host", "one", "--instance", instance).code == 0
+    refused = operator("detach", "m", "--host", "one")
+    assert (refused.code, "name the host and the instance" in refused.err) == (3, True)
+    left = operator("detach", "m", "--host", "one", "--instance", "", "--json").json["attachments"]
+    assert [attachment["instance"] for attachment in left] == ["vm1"]
+    assert "'' means the attachment without one" in " ".join(operator("detach", "--help").out.split())
+
+
+def test_a_lost_host_is_forgotten_by_force(operator: Operator) -> None:
+    operator.make("v")
+    operator("attach", "v")
+    config = operator.directory / "voldrivers.toml"
+    config.write_text(config.read_text().replace("[host.one]", "[host.two]"))
+    refused = operator("detach", "v")
+    assert (refused.code, "volume v: host one does not exist" in refused.err) == (4, True)
+    answer = operator("detach", "v", "--force")
+    assert (answer.code, answer.out) == (0, "volume v: detached, available\n")
+    assert list((operator.directory / "host").glob("seen-*")), "the lost host was asked"
+    assert "by force, without asking the host" in operator("volume", "show", "v").out
 
 
 def test_resume_tells_every_failure_and_gives_its_code(operator: Operator) -> None:
@@ -338,6 +439,7 @@ def test_resume_tells_every_failure_and_gives_its_code(operator: Operator) -> No
         "volume b: the array is broken",
     ]
     assert len(answer.err.splitlines()) == 2
+    assert all(f"volume {r['volume']}: " in answer.err for r in answer.json)
 
 
 def test_a_plan_changes_nothing(operator: Operator) -> None:
@@ -386,6 +488,117 @@ def test_config_check_explains_and_judges(operator: Operator) -> None:
     assert all(set(setting) == keys for setting in document["settings"])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("deadline_s = 0.2", "deadline_s = 9e18", "[policy] deadline_s: must be 0.01 to 2592000, not 9e+18"),
+        ('"state"', '"voldrivers.toml"', "voldrivers.toml is not a directory"),
+        ('"state"', '"voldrivers.toml/not/there"', "voldrivers.toml is not a directory"),
+    ],
+)
+def test_config_check_finds_what_would_be_refused_at_use(
+    operator: Operator, old: str, new: str, said: str
+) -> None:
+    path = operator.directory / "voldrivers.toml"
+    path.write_text(path.read_text().replace(old, new))
+    checked, used = operator("config", "check"), operator("volume", "list")
+    assert (checked.code, used.code) == (3, 3)
+    assert "wrong: 1" in checked.out
+    assert said in one_sentence(checked.err)
+    assert said in one_sentence(used.err)
+
+
+def test_config_check_makes_nothing(operator: Operator) -> None:
+    path = operator.directory / "voldrivers.toml"
+    path.write_text(path.read_text().replace('"state"', '"not/yet/there"'))
+    assert operator("config", "check").code == 0
+    assert not (operator.directory / "not").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["volume", "show", "\udcff"],
+        ["volume", "create", "a\udcff", "1M"],
+        ["extend", "v", "\udcff"],
+        ["attach", "v", "--instance", "\udcff"],
+        ["attach", "v", "--qmp", "/\udcff"],
+        ["volume", "create", "w", "1M", "--option", "format=\udcff"],
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_refused(operator: Operator, argv: list[str]) -> None:
+    operator.make("v")
+    answer = operator(*argv)
+    assert (answer.code, "\\udcff': is not UTF-8" in one_sentence(answer.err)) == (3, True)
+
+
+def test_the_name_of_the_configuration_may_hold_any_byte(operator: Operator) -> None:
+    path = operator.directory / os.fsdecode(b"a\xff.toml")
+    (operator.directory / "voldrivers.toml").rename(path)
+    assert operator("volume", "list", "--config", str(path)).code == 0
+
+
+def test_nothing_that_is_printed_moves_the_cursor(operator: Operator) -> None:
+    operator.make("v")
+    name = "vm\x1b[2J\nvolume w: attached\u202e"
+    for argv in (
+        ["attach", "v", "--instance", name],
+        ["volume", "list"],
+        ["volume", "show", "v"],
+        ["extend", "v", "2M", "--plan"],
+        ["doctor", "v"],
+    ):
+        answer = operator(*argv)
+        assert answer.code == 0
+        assert all(line.isprintable() for line in answer.out.splitlines())
+        assert not [line for line in answer.out.splitlines() if line.startswith("volume w")]
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "empty", "foreign"])
+def test_a_state_file_that_is_none_is_a_failure_with_its_path(operator: Operator, trouble: str) -> None:
+    operator.make("v")
+    path = operator.directory / "state" / "voldrivers.db"
+    whole = path.read_bytes()
+    damaged = whole.replace(b"available", b"availablf")
+    path.write_bytes(
+        {"damaged": damaged, "empty": b"", "foreign": whole[:68] + b"Fake" + whole[72:]}[trouble]
+    )
+    assert whole != path.read_bytes()
+    answer = operator("volume", "show", "v")
+    assert answer.code == 8
+    assert one_sentence(answer.err).startswith(f"volume v: state file {path}: ")
+
+
+def test_the_volume_is_named_by_its_name_also_when_its_id_was_given(operator: Operator) -> None:
+    operator.make("v")
+    volume_id = operator("volume", "show", "v", "--json").json["id"]
+    (operator.directory / "backend" / "broken").touch()
+    operator("extend", "v", "2M", "--no-wait")
+    answer = operator("extend", volume_id, "2M")
+    assert one_sentence(answer.err) == (
+        "volume v is extending, must be available or in-use;"
+        " if no process works on it, run: voldrivers resume v"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("volume v is extending", True),
+        ("volume v: cannot be 1 B", True),
+        ("the outcome of the extend of volume v is unknown", True),
+        ("volume name 'v': must start", True),
+        ("volume v-2 is extending", False),
+        ("volume v:2 is there", False),
+        ("file /srv/v: no", False),
+        ("backend v does not exist", False),
+    ],
+)
+def test_a_text_that_does_not_name_the_volume_gets_its_name(text: str, named: bool) -> None:
+    assert failures.named(text, "v") == (text if named else f"volume v: {text}")
+    assert failures.named(text, None) == text
+
+
 def test_help_lists_the_exit_codes(operator: Operator) -> None:
     answer = operator("--help")
     assert answer.code == 0
@@ -430,17 +643,64 @@ def test_a_full_disk_is_told(operator: Operator) -> None:
     assert "No space left on device; what was asked for was done" in one_sentence(err)
 
 
-def test_an_interruption_says_that_resume_carries_on(operator: Operator) -> None:
-    argv = ("volume", "create", "v", "1M", "--option", "trouble=wait")
-    process = started(*argv, stderr=subprocess.PIPE)
+def stopped(operator: Operator, number: signal.Signals, *argv: str) -> Answer:
+    """Start the command, and stop it once its driver is at work."""
+    process = started(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     waiting = operator.directory / "backend" / "waiting"
     wait_until(waiting.exists, 60.0, "the driver to be at work")
-    process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130
-    assert "run: voldrivers resume v" in one_sentence(err)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return Answer(process.returncode, out.decode(), err.decode())
+
+
+STOPS = pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+
+
+@STOPS
+def test_a_stopped_create_says_that_resume_carries_on(
+    operator: Operator, number: signal.Signals, code: int, word: str
+) -> None:
+    answer = stopped(operator, number, "volume", "create", "v", "1M", "--option", "trouble=wait")
+    assert (answer.code, answer.out) == (code, "")
+    said = f"volume v: {word}; what had begun is recorded, run: voldrivers resume v"
+    assert one_sentence(answer.err) == said
     assert operator("resume").code == 0
     assert operator("volume", "show", "v", "--json").json["status"] == "available"
+
+
+@STOPS
+def test_a_stopped_extend_says_that_resume_carries_on(
+    operator: Operator, number: signal.Signals, code: int, word: str
+) -> None:
+    operator.make("v")
+    (operator.directory / "backend" / "hang-extend").touch()
+    answer = stopped(operator, number, "extend", "v", "2M")
+    assert answer.code == code
+    assert f"{word}; what had begun is recorded, run: voldrivers resume v" in one_sentence(answer.err)
+    assert operator("volume", "show", "v", "--json").json["status"] == "extending"
+    assert operator("resume").code == 0
+    assert operator.file("v").stat().st_size == 2**21
+
+
+@STOPS
+def test_before_anything_is_recorded_there_is_nothing_to_carry_on(
+    operator: Operator, number: signal.Signals, code: int, word: str
+) -> None:
+    operator.make("v")
+    (operator.directory / "backend" / "hang").touch()
+    answer = stopped(operator, number, "extend", "v", "2M")
+    assert answer.code == code
+    said = f"volume v: {word}; it is available, there is nothing to carry on"
+    assert one_sentence(answer.err) == said
+    assert operator("resume").out == "nothing to resume\n"
+
+
+def test_sigterm_is_ours_only_while_a_command_runs(operator: Operator) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert operator("volume", "list").code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_terminal_sees_the_step_at_work(operator: Operator) -> None:
@@ -453,6 +713,25 @@ def test_a_terminal_sees_the_step_at_work(operator: Operator) -> None:
     os.close(ours)
     assert "volume v: growing 2 MiB ..." in seen
     assert seen.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("command", ["extend", "retry"])
+def test_the_result_has_the_line_of_the_terminal_for_itself(operator: Operator, command: str) -> None:
+    operator.make("v")
+    operator("attach", "v")
+    argv = [command, "v", "2M"][: 3 if command == "extend" else 2]
+    if command == "retry":
+        deaf = operator.directory / "host" / "deaf"
+        deaf.touch()
+        assert operator("extend", "v", "2M").code == 8
+        deaf.unlink()
+    ours, theirs = pty.openpty()
+    process = started(*argv, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert process.wait(timeout=60) == 0
+    seen = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "settling 2 MiB ...\r\x1b[Kvolume v: extended" in seen
 
 
 def test_help_imports_nothing_foreign() -> None:

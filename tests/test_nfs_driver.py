@@ -33,6 +33,7 @@ from voldrivers.mounts import Mount, Place, place_of
 from voldrivers.nfs import share as shares
 from voldrivers.nfs.driver import NFSDriver
 from voldrivers.nfs.options import NFSOptions, NFSVolumeOptions
+from voldrivers.options import read_options
 from voldrivers.sizes import GiB, MiB
 
 pytestmark = pytest.mark.needs("qemu-img", "fallocate", "prlimit")
@@ -744,15 +745,25 @@ def test_deletes_twice_and_only_its_own(share: Share) -> None:
         {"share": "server:/a/../b"},
         {"share": "server:/a\n"},
         {"share": "/a\0b"},
-        {"share": "/a", "max_over_subscription_ratio": 0.5},
-        {"share": "/a", "max_over_subscription_ratio": float("nan")},
-        {"share": "/a", "reserved_percentage": 100},
-        {"share": "/a", "reserved_percentage": -1},
     ],
 )
 def test_refuses_wrong_options(wrong: dict[str, Any]) -> None:  # Any: option values of any type
     with pytest.raises(InvalidInput):
         NFSDriver("files", NFSOptions(**wrong), process.run)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_over_subscription_ratio": 0.5},
+        {"max_over_subscription_ratio": float("nan")},
+        {"reserved_percentage": 100},
+        {"reserved_percentage": -1},
+    ],
+)
+def test_refuses_options_out_of_range(wrong: dict[str, Any]) -> None:  # Any: as above
+    with pytest.raises(InvalidInput):
+        read_options(NFSOptions, {"share": "/a", **wrong}, "[backend.files]")
 
 
 @pytest.mark.parametrize("export", ["server:/export", "10.0.0.1:/", "[fe80::1%eth0]:/srv/x", "a.b-c:/x"])

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voldrivers.errors import InvalidInput
-from voldrivers.options import NoOptions, OptionHelp, SizeBytes, explain, option, read_options
+from voldrivers.options import (
+    NoOptions,
+    OptionHelp,
+    SizeBytes,
+    check_options,
+    explain,
+    option,
+    read_options,
+)
 from voldrivers.sizes import GiB, MiB
 
 WHERE = "[backend.b]"
@@ -24,6 +32,18 @@ class Options:
     retries: int = option("how often", 3)
     locked: bool = option("whether locks are proved", True)
     token_file: Path | None = option("where the token is", None)
+
+
+@dataclass(frozen=True)
+class Ranged:
+    lowest: int = option("at least", 7, minimum=5)
+    highest: float = option("at most", 0.5, maximum=2.5)
+    between: int = option("in between", 1, minimum=0, maximum=99)
+    place: str = option("where", "", or_remote=True)
+
+    def __post_init__(self) -> None:
+        if self.lowest == self.between:
+            raise ValueError("lowest must not be between")
 
 
 def read(**table: object) -> Options:
@@ -115,3 +135,71 @@ def test_every_option_is_explained() -> None:
         OptionHelp("locked", "true or false", "whether locks are proved", "true"),
         OptionHelp("token_file", "a path", "where the token is", "none"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "wrong", "said"),
+    [
+        ("lowest", [5, 10**30], [4, -(10**400)], "must be 5 or more, not "),
+        ("highest", [2.5, 2, -1e18], [2.6, 3], "must be 2.5 or less, not "),
+        ("between", [0, 99], [-1, 100, 10**5000], "must be 0 to 99, not "),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(
+    key: str, good: list[object], wrong: list[object], said: str
+) -> None:
+    for value in good:
+        assert getattr(read_options(Ranged, {key: value}, WHERE), key) == value
+    for value in wrong:
+        with pytest.raises(InvalidInput, match=said) as caught:
+            read_options(Ranged, {key: value}, WHERE)
+        assert caught.value.subject == f"{WHERE} {key}"
+
+
+def test_a_range_is_explained() -> None:
+    kinds = [described.kind for described in explain(Ranged)]
+    assert kinds == ["a whole number, 5 or more", "a number, 2.5 or less", "a whole number, 0 to 99", "text"]
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    table = {"format": "vmdk", "nix": 1, "retries": "3", "ratio": 2.0}
+    checked = check_options(Options, table, WHERE)
+    assert checked.options is None
+    keys = [problem.subject.removeprefix(f"{WHERE} ") for problem in checked.problems]
+    assert keys == ["share", "format", "nix", "retries"]
+
+
+def test_what_the_options_themselves_refuse_is_wrong_input() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_options(Ranged, {"between": 7}, WHERE)
+    assert str(caught.value) == f"{WHERE}: lowest must not be between"
+
+
+def test_relative_paths_start_at_the_given_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = Path("/etc/x")
+    options = read_options(Options, {"share": "s/t", "token_file": "/abs"}, WHERE, base)
+    assert (options.share, options.token_file) == (Path("/etc/x/s/t"), Path("/abs"))
+    assert read_options(Options, {"share": "s"}, WHERE).share == Path("s")
+
+
+@pytest.mark.parametrize(
+    ("given_", "seen"),
+    [
+        ("files", "/etc/x/files"),
+        ("./a:b", "/etc/x/a:b"),
+        ("a/b:c", "/etc/x/a/b:c"),
+        ("/srv/files", "/srv/files"),
+        ("server:/export", "server:/export"),
+        ("server:export", "server:export"),
+        ("[::1]:/export", "[::1]:/export"),
+    ],
+)
+def test_a_directory_here_is_told_from_one_elsewhere(given_: str, seen: str) -> None:
+    assert read_options(Ranged, {"place": given_}, WHERE, Path("/etc/x")).place == seen
+
+
+@pytest.mark.parametrize("value", ["", "a\0b"])
+def test_what_is_no_path_is_not_made_one(value: str) -> None:
+    with pytest.raises(InvalidInput, match="place: must be a path"):
+        read_options(Ranged, {"place": value}, WHERE, Path("/etc/x"))

@@ -39,7 +39,8 @@ def test_the_commands_in_the_readme_work(tmp_path: Path) -> None:
         line[2:] for block in blocks("console") for line in block.splitlines() if line[:2] in ("$ ", "> ")
     ]
     script.write_text("\n".join(lines) + "\n")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     try:
         done = subprocess.run(
             ["bash", "-e", str(script)],
@@ -53,6 +54,10 @@ def test_the_commands_in_the_readme_work(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 GiB" in done.stdout
         assert "QEMU node" in done.stdout
+        assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("tmp.")} == {
+            "script",
+            ".venv",
+        }, "the directory in which the reader stands is left as it was"
     finally:
-        if (pid := tmp_path / "vm.pid").exists():
+        for pid in tmp_path.rglob("vm.pid"):
             os.kill(int(pid.read_text()), signal.SIGKILL)

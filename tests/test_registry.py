@@ -1,13 +1,16 @@
 """The configuration: where it is found, what it may say, and the classes behind its names."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import vendor
 
-from voldrivers import registry
+from voldrivers import plugins, registry
 from voldrivers.errors import InvalidInput, NotSupported
+from voldrivers.host.local import LocalOptions
+from voldrivers.nfs.options import NFSOptions
 from voldrivers.process import run
 
 GOOD = """
@@ -93,9 +96,12 @@ WRONG = {
         "[policy] extend_atached: there is no such option",
     ),
     "policy of a wrong type": ("= false", '= "no"', "[policy] extend_attached: must be true or false"),
-    "no time": ("= 7", "= 0", "[policy] deadline_s: must be above zero, not 0"),
+    "no time": ("= 7", "= 0", "[policy] deadline_s: must be 0.01 to 2592000, not 0"),
     "no number": ("= 7", "= nan", "[policy] deadline_s: must be a number, not nan"),
     "endless time": ("= 7", "= inf", "[policy] deadline_s: must be a number, not inf"),
+    "ten thousand years": ("= 7", "= 3e11", "[policy] deadline_s: must be 0.01 to 2592000, not 3"),
+    "longer than time": ("= 7", "= 9e18", "[policy] deadline_s: must be 0.01 to 2592000, not 9e+18"),
+    "endless digits": ("= 7", f"= 0x{'f' * 5000}", "[policy] deadline_s: must be a number, not a number of"),
     "no driver": ('driver = "acme"\n', "", "[backend.fast] driver: must be given, one of: "),
     "unknown driver": (
         'driver = "acme"',
@@ -148,6 +154,91 @@ def test_tells_every_mistake_at_once(tmp_path: Path) -> None:
     assert len(checked.problems) == 4  # c is unknown, and state_dir is missing
 
 
+def test_tells_every_mistake_of_a_table(tmp_path: Path) -> None:
+    text = GOOD.replace('window = "1M"', 'window = "x"\nmode = "warp"\nnix = 1').replace(
+        "directory", "direktory"
+    )
+    checked = registry.check(written(tmp_path, text))
+    keys = [str(problem).partition("] ")[2].partition(":")[0] for problem in checked.problems]
+    assert keys == ["directory", "direktory", "window", "mode", "nix", "directory", "direktory"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("reserved_percentage = 200", "[backend.nfs] reserved_percentage: must be 0 to 99, not 200"),
+        ("max_over_subscription_ratio = -1", "max_over_subscription_ratio: must be 1.0 or more, not -1"),
+        ('share = "server:export"', "[backend.nfs]: share 'server:export': must be server:/export or"),
+        ('share = ""', "[backend.nfs] share: must be a path, not ''"),
+    ],
+)
+def test_what_a_driver_would_refuse_is_told_by_the_check(tmp_path: Path, table: str, said: str) -> None:
+    share = "" if "share" in table else 'share = "files"\n'
+    text = f'state_dir = "state"\n[backend.nfs]\ndriver = "nfs"\n{share}{table}\n'
+    checked = registry.check(written(tmp_path, text))
+    assert checked.config is None
+    (problem,) = checked.problems
+    assert said in str(problem)
+
+
+def test_the_check_makes_hosts_and_drivers_but_reading_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, *_arguments: object) -> None:
+        raise InvalidInput("directory", "is haunted")
+
+    path = written(tmp_path, GOOD)
+    for kind in (vendor.AcmeDriver, vendor.AcmeHost):
+        monkeypatch.setattr(kind, "__init__", refuse)
+    registry.load(path)
+    assert [str(problem) for problem in registry.check(path).problems] == [
+        f"{path}: [backend.fast]: directory: is haunted",
+        f"{path}: [host.one]: directory: is haunted",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["", 'kind = "acne"\n'])
+def test_keys_are_shown_where_nobody_knows_their_meaning(tmp_path: Path, kind: str) -> None:
+    checked = registry.check(written(tmp_path, GOOD.replace('kind = "acme"\n', kind)))
+    shown = {s.help.name: s.value for s in checked.settings if s.table == "host.one"}
+    assert shown == {"kind": "acne" if kind else None, "directory": "/run/acme"}
+
+
+def test_relative_paths_start_at_the_file_wherever_it_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for directory in (home, elsewhere):
+        directory.mkdir()
+    text = """
+        state_dir = "state"
+        [backend.here]
+        driver = "nfs"
+        share = "files"
+        mount_point_base = "mounts"
+        [backend.there]
+        driver = "nfs"
+        share = "server:/files"
+        [host.local]
+        kind = "local"
+        qmp_dir = "sockets"
+    """
+    path = written(home, text)
+    monkeypatch.chdir(elsewhere)
+    for config in (registry.load(path), registry.load(Path("../home/voldrivers.toml"))):
+        here, there = (config.backends[name].options for name in ("here", "there"))
+        local = config.hosts["local"].options
+        assert isinstance(here, NFSOptions)
+        assert isinstance(there, NFSOptions)
+        assert isinstance(local, LocalOptions)
+        paths = [config.state_dir, here.mount_point_base, local.qmp_dir, Path(here.share)]
+        assert [Path(os.path.normpath(str(p))) for p in paths] == [
+            home / name for name in ("state", "mounts", "sockets", "files")
+        ]
+        assert all(p is not None and p.is_absolute() for p in paths)
+        assert there.share == "server:/files"
+
+
 def test_explains_every_key(tmp_path: Path) -> None:
     checked = registry.check(written(tmp_path, GOOD))
     assert not checked.problems
@@ -172,6 +263,8 @@ def test_explains_every_key(tmp_path: Path) -> None:
         (b"state_dir = \n", r"is not TOML: .*line 1"),
         (b'a = 1\na = 2\nstate_dir = "x"', r"is not TOML: .*line 2"),
         (b'state_dir = "\xff"', r"is not UTF-8 at byte 13"),
+        (b"a = " + b"1" * 5000, r"cannot be read: Exceeds the limit"),
+        (b"a = " + b"[" * 100_000, r"cannot be read: maximum recursion depth"),
     ],
 )
 def test_names_the_line_of_a_syntax_error(tmp_path: Path, content: bytes, said: str) -> None:
@@ -213,11 +306,11 @@ def test_refuses_a_driver_that_two_packages_offer(tmp_path: Path) -> None:
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (other / "entry_points.txt").write_text("[voldrivers.drivers]\nacme = vendor:AcmeDriver\n")
     with pytest.raises(InvalidInput, match=r"'acme' is offered by (acme and other|other and acme)"):
-        registry.driver_class("acme")
+        plugins.driver_class("acme")
 
 
 def test_lists_the_drivers_of_every_package() -> None:
-    assert {"acme", "nfs"} <= set(registry.driver_names())
+    assert {"acme", "nfs"} <= set(plugins.driver_names())
 
 
 @pytest.mark.parametrize(
@@ -233,6 +326,8 @@ def test_lists_the_drivers_of_every_package() -> None:
         ("1\nx=2", "1\nx=2"),
         ("[1]", "[1]"),
         ("a=b", "a=b"),
+        pytest.param("1" * 5000, "1" * 5000, id="endless"),
+        pytest.param("[" * 100_000, "[" * 100_000, id="deep"),
     ],
 )
 def test_reads_option_values_as_toml_or_text(text: str, value: object) -> None:
@@ -242,7 +337,7 @@ def test_reads_option_values_as_toml_or_text(text: str, value: object) -> None:
 
 def test_names_the_extra_of_a_missing_library() -> None:
     missing = {
-        name: str(registry.missing_library(ModuleNotFoundError(name=name)))
+        name: str(plugins.missing_library(ModuleNotFoundError(name=name)))
         for name in ("qemu.qmp.protocol", "os_brick", "nonsense")
     }
     assert "voldrivers[host]" in missing["qemu.qmp.protocol"]

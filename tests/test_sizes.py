@@ -10,7 +10,7 @@ from voldrivers.base import round_size
 from voldrivers.errors import InvalidSize
 from voldrivers.memory import MemoryDriver, MemoryOptions
 from voldrivers.process import run
-from voldrivers.sizes import LARGEST_BYTES, GiB, KiB, MiB, SizeRule, TiB, format_size, parse_size
+from voldrivers.sizes import LARGEST_BYTES, GiB, KiB, MiB, SizeRule, TiB, format_room, format_size, parse_size
 
 #: Powers of two and of ten and odd figures, from one byte to 8 GiB.
 granularities = st.one_of(
@@ -90,13 +90,63 @@ def test_what_is_no_whole_number_is_no_size(asked: Any) -> None:  # Any: callers
         round_size(driver, "volume v", asked, current_bytes=GiB)
 
 
-@given(st.integers(0, 2**70))
+@pytest.mark.parametrize("asked", [10**30, 10**5000, -(10**5000)], ids=["30", "5000", "negative"])
+def test_what_has_too_many_digits_is_no_size(asked: int) -> None:
+    driver = MemoryDriver("m", MemoryOptions(), run)
+    with pytest.raises(InvalidSize, match=r"volume v: cannot be -?10\^30 B or (more|less), it is 1 GiB: "):
+        round_size(driver, "volume v", asked, current_bytes=GiB)
+
+
+@given(st.integers(0, 2**70) | st.integers(0, 10**15).map(lambda n: n * 10**9))
 @example(GiB + 1)
+@example(10**30 - 1)
 @example(LARGEST_BYTES)
 @example(1023)
 def test_what_is_printed_is_read_back_to_the_byte(size_bytes: int) -> None:
     assert parse_size(format_size(size_bytes)) == size_bytes
     assert format_size(-size_bytes).removeprefix("-") == format_size(size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (10**10, "10 GB"),
+        (10**12, "1 TB"),
+        (1536, "1.5 KiB"),
+        (512_000, "500 KiB"),
+        (1010, "1010 B"),
+        (1025, "1025 B"),
+        (2_000_683_008, "1908 MiB"),
+        (12_582_911, "12582911 B"),
+    ],
+)
+def test_the_shortest_exact_figure_is_printed(size_bytes: int, text: str) -> None:
+    assert format_size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("room_bytes", "text"),
+    [
+        (1650233440 * KiB, "about 1.53 TiB"),
+        (10 * GiB - 1, "about 9.99 GiB"),
+        (123 * GiB + MiB, "about 123 GiB"),
+        (1500 * GiB, "about 1.46 TiB"),
+        (20 * GiB, "20 GiB"),
+        (1023, "1023 B"),
+        (0, "0 B"),
+    ],
+)
+def test_room_is_printed_in_three_digits(room_bytes: int, text: str) -> None:
+    assert format_room(room_bytes) == text
+
+
+@given(st.integers(0, 2**70))
+def test_room_is_never_overstated_and_almost_all_of_it(room_bytes: int) -> None:
+    shown = format_room(room_bytes)
+    read = parse_size(shown.removeprefix("about "))
+    assert 0.99 * room_bytes <= read <= room_bytes + 1  # a fraction is read rounded up
+    assert shown.startswith("about ") or read == room_bytes
+    assert len(shown) <= len("about 1023.9 KiB")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +166,11 @@ def test_what_is_printed_is_read_back_to_the_byte(size_bytes: int) -> None:
         (str(2**63), 2**63),
         ("0", 0),
         ("007M", 7 * MiB),
+        ("1.1T", -(-11 * TiB // 10)),
+        ("0.1G", 107374183),
+        ("0.1 KiB", 103),
+        ("0.0000000001GB", 1),
+        ("1.0", 1),
     ],
 )
 def test_sizes_as_people_write_them(text: str, size_bytes: int) -> None:
@@ -124,7 +179,7 @@ def test_sizes_as_people_write_them(text: str, size_bytes: int) -> None:
 
 HOSTILE = [
     *("", " ", "abc", "G", "B", "-1", "-20G", "+5", "NaN", "inf", "-inf", "1e3", "1E3", "0x10", "1_000"),
-    *("1,5G", "1.G", ".5G", "1.5", "1.5B", "1.5 bytes", "0.1K", "1iB", "1Gi", "1GiBB", "1 G B", "1G 1M"),
+    *("1,5G", "1.G", ".5G", "1.5", "1.5B", "1.5 bytes", "0.5", "1iB", "1Gi", "1GiBB", "1 G B", "1G 1M"),
     *(
         "٣G",
         "²",

@@ -2,29 +2,45 @@
 
 import json
 import multiprocessing
+import os
+import random
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from pwd import getpwuid
 
 import pytest
 
 from voldrivers.errors import BackendError, InvalidInput, InvalidState, NotFound
 from voldrivers.extend import Store, database
+from voldrivers.extend.database import Row
 from voldrivers.extend.schema import MIGRATIONS
-from voldrivers.model import NEXT, Attachment, AttachmentState, Extend, Phase, Volume, VolumeStatus
+from voldrivers.locks import exclusive
+from voldrivers.model import (
+    NEXT,
+    Attachment,
+    AttachmentState,
+    ConnectionInfo,
+    Extend,
+    Phase,
+    Volume,
+    VolumeStatus,
+)
 from voldrivers.mounts import Mount, Place, place_of
 from voldrivers.sizes import MiB
 
 NOON = datetime(2999, 1, 1, 12, tzinfo=UTC)
 VOLUME = Volume("id-of-v", "v", "ram", 8 * MiB)
+ATTACHMENT = Attachment("a1", VOLUME.id, "a", "vm", "/run/vm.qmp", instance_process="boot 1 2")
 
 
 def extend_of(volume: Volume, phase: Phase = Phase.GROWING) -> Extend:
@@ -88,7 +104,8 @@ def test_a_corrupt_file_is_named_and_left_alone(
     before = content(path.parent)
     with pytest.raises(BackendError, match=f"state file {path}: ") as caught:
         Store(path).volumes()
-    assert "file is not a database" in str(caught.value) or "malformed" in str(caught.value)
+    reasons = ("file is not a database", "malformed", "is no state file of voldrivers, or a damaged one")
+    assert any(reason in str(caught.value) for reason in reasons)
     assert content(path.parent) == before
 
 
@@ -112,15 +129,187 @@ def test_a_newer_schema_is_refused_and_not_touched(store: Store, path: Path, lef
     assert content(path.parent) == before
 
 
-def test_an_empty_database_gets_the_schema(path: Path) -> None:
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        assert old.execute("PRAGMA user_version").fetchone() == (0,)
-        old.execute("VACUUM")
-    store = Store(path)
-    assert store.volumes() == ()
-    assert store.database.all("PRAGMA user_version")[0][0] == len(MIGRATIONS)
+@pytest.mark.parametrize("bytes_in_a_row", [1, 3, 30])
+def test_whatever_a_damaged_file_holds_is_told_with_its_path(
+    store: Store, path: Path, rng: random.Random, bytes_in_a_row: int
+) -> None:
+    """SQLite notices only what breaks its trees; a value that it gives out may be anything."""
+    store.add_attachment(store.volume("v"), ATTACHMENT)
+    store.update_attachment(replace(ATTACHMENT, state=AttachmentState.ATTACHED))
+    store.admit(store.volume("v"), extend_of(VOLUME))
+    store.note(VOLUME, "hello")
     store.close()
+    whole = path.read_bytes()
+    told: set[str] = set()
+    for _ in range(200):
+        start = rng.randrange(len(whole) - bytes_in_a_row)
+        flipped = bytes(byte ^ rng.randrange(1, 256) for byte in whole[start : start + bytes_in_a_row])
+        path.write_bytes(whole[:start] + flipped + whole[start + bytes_in_a_row :])
+        # A name that was flipped is no longer there to be found.
+        with suppress(NotFound):
+            told |= troubles(path)
+        for end in ("-wal", "-shm"):
+            path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+    assert not [reason for reason in told if reason.startswith("not named")]
+    assert told, "nothing was ever noticed"
+
+
+def troubles(path: Path) -> set[str]:
+    """Read everything; give the reason for which that was not possible."""
+    try:
+        read_everything(path)
+    except BackendError as error:
+        return {str(error)} if error.subject == f"state file {path}" else {f"not named: {error}"}
+    return set()
+
+
+def read_everything(path: Path) -> None:
+    with closing(Store(path)) as store:
+        for volume in store.volumes():
+            store.volume(volume.id)
+            store.last_extend(volume)
+            store.messages(volume)
+            store.creation_options(volume)
+
+
+CONNECTED = replace(ATTACHMENT, connection_info=ConnectionInfo("file", {"path": "/x"}))
+NONSENSE = {
+    "no status": ("UPDATE volumes SET status = 'availablf'", "a volume", "'availablf' is not a valid"),
+    "no size": ("UPDATE volumes SET size_bytes = -1", "a volume", "size_bytes is -1"),
+    "no name": ("UPDATE volumes SET name = 'v' || char(0)", "a volume", r"name is 'v\\x00'"),
+    "no UTF-8": ("UPDATE volumes SET backend = CAST(x'ff' AS TEXT)", "", "Could not decode to UTF-8"),
+    "no options": ("UPDATE volumes SET options = '[]'", "the options of a volume", r"options is \[\]"),
+    "no JSON": ("UPDATE volumes SET options = '{'", "the options of a volume", "Expecting property"),
+    "no state": ("UPDATE attachments SET state = ''", "an attachment", "'' is not a valid"),
+    "no mapping": ("UPDATE attachments SET properties = '3'", "an attachment", "properties hold"),
+    "no text": ("UPDATE attachments SET properties = '{\"a\": 1}'", "an attachment", "properties hold"),
+    "no phase": ("UPDATE extends SET phase = 'x'", "an extend", "'x' is not a valid Phase"),
+    "no date": ("UPDATE extends SET expires_at = 'x'", "an extend", "Invalid isoformat"),
+    "no zone": ("UPDATE extends SET expires_at = '2999-01-01'", "an extend", "expires_at has no zone"),
+    "no time": ("UPDATE messages SET at = '13:00'", "a message", "Invalid isoformat"),
+}
+
+
+@pytest.mark.parametrize(("statement", "what", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
+def test_a_value_that_makes_no_sense_is_told_with_its_path(
+    store: Store, path: Path, statement: str, what: str, reason: str
+) -> None:
+    store.add_attachment(store.volume("v"), ATTACHMENT)
+    store.update_attachment(CONNECTED)
+    store.update_attachment(replace(CONNECTED, state=AttachmentState.ATTACHED))
+    store.admit(store.volume("v"), extend_of(VOLUME))
+    store.note(VOLUME, "hello")
+    read_everything(path)
+    with store.database.transaction():
+        store.database.change(statement, ())
+    said = f"state file {path}: " + (f"holds {what} that makes no sense: " if what else "")
+    with pytest.raises(BackendError, match=f"{said}.*{reason}"):
+        read_everything(path)
+
+
+def test_text_that_is_not_utf_8_is_wrong_input(store: Store) -> None:
+    with pytest.raises(InvalidInput, match="cannot be written as UTF-8"):
+        store.volume("\udcff")
+
+
+def foreign(path: Path, *statements: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("CREATE TABLE cookies (name TEXT)",),
+        ("CREATE TABLE volumes (id TEXT)", "PRAGMA user_version = 1"),
+        ("PRAGMA application_id = 252006674", "CREATE TABLE geometry (x REAL)"),
+        ("PRAGMA journal_mode = WAL", "CREATE TABLE cookies (name TEXT)"),
+        ("VACUUM",),
+    ],
+    ids=["tables", "our version", "its own id", "with a log", "empty"],
+)
+def test_a_database_of_another_program_is_refused_and_not_touched(
+    path: Path, statements: tuple[str, ...]
+) -> None:
+    foreign(path, *statements)
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    with pytest.raises(BackendError, match=f"state file {path}: is no state file of voldrivers"):
+        Store(path)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("at_work", [False, True], ids=["closed", "at work"])
+def test_the_log_of_another_program_is_not_touched(path: Path, at_work: bool) -> None:
+    foreign(path, "PRAGMA journal_mode = WAL", "CREATE TABLE cookies (name TEXT)")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO cookies VALUES ('x')")
+        if not at_work:
+            kept = path.parent.with_name("kept")
+            shutil.copytree(path.parent, kept, ignore=shutil.ignore_patterns("*-shm"))
+            path = kept / path.name
+        before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+        with pytest.raises(BackendError, match="is no state file of voldrivers"):
+            Store(path)
+        assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_file_that_was_emptied_is_not_taken_for_a_new_one(store: Store, path: Path) -> None:
+    store.close()
+    path.write_bytes(b"")
+    with pytest.raises(BackendError, match=f"state file {path}: is empty, so its records are lost"):
+        Store(path)
+    assert path.read_bytes() == b""
+
+
+def test_a_new_file_is_never_seen_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+    real = os.link
+
+    def link(source: str, target: Path) -> None:
+        seen.append(Path(source).read_bytes())
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    Store(path).close()
+    assert path.read_bytes()[:18] == seen[0][:18] == b"SQLite format 3\0\x10\0"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_log_without_its_file_is_not_played_into_a_new_one(store: Store, path: Path) -> None:
+    kept = path.parent.with_name("kept")
+    shutil.copytree(path.parent, kept, ignore=shutil.ignore_patterns("*-shm"))
+    (kept / path.name).unlink()
+    before = content(kept)
+    assert list(before) == [f"{path.name}-wal"]
+    with pytest.raises(BackendError, match=r"is gone, but its log is there: restore it, or remove \S+-wal"):
+        Store(kept / path.name)
+    assert content(kept) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "is not a regular file"),
+        (os.mkdir, "is not a regular file"),
+        (partial(os.symlink, "/dev/zero"), "is not a regular file"),
+        (partial(os.symlink, "nothing"), "No such file or directory"),
+    ],
+    ids=["pipe", "directory", "link to a device", "link to nothing"],
+)
+def test_what_is_no_file_is_refused_at_once(path: Path, make: Callable[[Path], object], reason: str) -> None:
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(BackendError, match=f"state file {path}: {reason}"):
+        Store(path)
+
+
+def test_a_path_may_hold_any_character(ram_path: Path) -> None:
+    path = ram_path / os.fsdecode(b"a?b#c%25 \xff") / "voldrivers.db"
+    Store(path).close()
+    assert Store(path).volumes() == ()
+    assert path.stat().st_size
 
 
 def test_an_older_schema_is_brought_up_with_its_rows(
@@ -164,6 +353,36 @@ def test_a_network_file_system_is_refused(path: Path, kind: str, monkeypatch: py
     assert not path.parent.exists()
 
 
+def test_a_directory_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InvalidInput, match=f"state directory {tmp_path}/file/a/b: .*/file is not a directory"
+    ):
+        Store(tmp_path / "file" / "a" / "b" / "voldrivers.db")
+
+
+def become_nobody() -> None:
+    """Leave root behind: to root nothing is closed."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+
+
+def check_closed(_start: Barrier, _number: int, closed: Path) -> None:
+    become_nobody()
+    for directory in (closed, closed / "a" / "b"):
+        with pytest.raises(InvalidInput, match=f"state directory {directory}: {closed} is not writable"):
+            Store(directory / "voldrivers.db")
+
+
+def test_a_directory_that_is_closed_to_us_is_refused(ram_path: Path) -> None:
+    closed = ram_path / "closed"
+    closed.mkdir()
+    ram_path.chmod(0o755)
+    closed.chmod(0o555)
+    in_processes(1, check_closed, closed)
+    assert not list(closed.iterdir())
+
+
 @pytest.mark.needs("findmnt")
 @pytest.mark.parametrize("directory", ["/dev/shm", "/proc", "/sys", "/"])
 def test_its_file_system_is_the_one_that_is_mounted_there(directory: str) -> None:
@@ -184,7 +403,9 @@ if mounted.returncode:
     sys.exit(f"cannot mount: {mounted.stderr}")
 from crashing import World
 from voldrivers.errors import BackendError
+from voldrivers.extend import Store
 world = World()
+path = disk / "voldrivers.db"
 with world.engine(disk) as engine:
     engine.create_volume("v", 8 << 20)
     engine.attach("v", "a", "vm")
@@ -202,12 +423,31 @@ with world.engine(disk) as engine:
             said.append(str(error))
     assert said, "the disk was not full"
     assert set(said) == {f"state file {disk}/voldrivers.db: database or disk is full"}, said
+    assert [volume.name for volume in engine.volumes()] == ["v"], "nobody can look"
     (disk / "filler").unlink()
     engine.resume()
     size = engine.volume("v").size_bytes
     assert set(world.array.sizes.values()) == {size}, (world.array, size)
     assert engine.extend("v", size + (4 << 20)).phase == "completed"
     assert [row["integrity_check"] for row in engine.store.database.all("PRAGMA integrity_check")] == ["ok"]
+content = path.read_bytes()
+with (disk / "filler").open("wb", buffering=0) as filler:
+    try:
+        while True:
+            filler.write(bytes(4096))
+    except OSError:
+        pass
+for where in (path, disk / "new" / path.name, disk / "new.db"):
+    try:
+        Store(where)
+    except BackendError as error:
+        said = str(error)
+    assert said.startswith(f"state file {where}: "), said
+    assert "disk is full" in said or "No space left on device" in said, said
+assert path.read_bytes() == content
+assert not list(disk.glob("new*/*")) and not list(disk.glob("new.db*")), "a torso is left"
+(disk / "filler").unlink()
+assert [volume.name for volume in Store(path).volumes()] == ["v"]
 print("survived")
 """
 
@@ -355,7 +595,7 @@ def test_a_listing_takes_two_queries_however_many_there_are(
     queries: list[str] = []
     real = store.database.all
 
-    def counted(query: str, *values: object) -> list[sqlite3.Row]:
+    def counted(query: str, *values: object) -> list[Row]:
         queries.append(query)
         return real(query, *values)
 
@@ -427,3 +667,34 @@ def test_one_of_the_processes_that_admit_at_once_wins(store: Store, path: Path, 
         assert extend is not None
         assert extend.id == number + 1
         store.move(extend, replace(extend, phase=Phase.ROLLED_BACK))
+
+
+# --- lock files
+
+
+def hold_closed(_start: Barrier, _number: int, directory: Path) -> None:
+    become_nobody()
+    with pytest.raises(BackendError) as caught, exclusive(directory, "volume-1", "volume v"):
+        pass
+    file, us = directory / "volume-1", getpwuid(os.geteuid()).pw_name
+    owner = getpwuid(file.stat().st_uid).pw_name
+    mend = f"chmod u+rw {file}" if owner == us else f"run it as {owner}, or: chown {us} {file}"
+    whose = f"{file} belongs to {owner}, this runs as {us}"
+    assert str(caught.value) == f"lock file {file}: Permission denied: {whose}; {mend}"
+
+
+def test_a_lock_file_of_somebody_else_is_named_with_its_owner(ram_path: Path) -> None:
+    with exclusive(ram_path, "volume-1", "volume v"):
+        pass
+    ram_path.chmod(0o755)
+    (ram_path / "volume-1").chmod(0o400)
+    in_processes(1, hold_closed, ram_path)
+
+
+def test_a_lock_directory_that_is_none_is_named(ram_path: Path) -> None:
+    (ram_path / "locks").touch()
+    with (
+        pytest.raises(BackendError, match=f"lock file {ram_path}/locks: File exists"),
+        exclusive(ram_path / "locks", "volume-1", "volume v"),
+    ):
+        pass

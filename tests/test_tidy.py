@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sizes", "errors"),
     ("capabilities", "options", "model"),
     ("base",),
-    ("process", "locks", "mounts", "filesystem", "registry", "memory"),
+    ("process", "locks", "mounts", "filesystem", "plugins", "registry", "memory"),
     ("nfs", "host"),
     ("extend", "guests"),
     (),

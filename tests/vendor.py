@@ -1,7 +1,8 @@
 """A vendor's package, seen from outside: a driver over plain files, a host that sees what it rescanned.
 
 `install` writes its distribution, as pip would. The option `trouble` of a new volume, and the files
-`broken` (in the driver's directory) and `deaf` (in the host's), make things go wrong.
+`broken`, `hang`, `hang-extend` (in the driver's directory) and `deaf`, `blind`, `stopped` (in the host's),
+make things go wrong.
 """
 
 import os
@@ -33,6 +34,7 @@ from voldrivers.sizes import KiB, SizeRule
 ENTRY_POINTS = """
 [voldrivers.drivers]
 acme = vendor:AcmeDriver
+shared = vendor:SharedDriver
 abstract = vendor:Unfinished
 absent = vendor:NoSuchDriver
 foreign = vendor:ENTRY_POINTS
@@ -105,6 +107,7 @@ class AcmeDriver(Driver):
         return tuple(os.listdir(self.options.directory))
 
     def volume_size(self, volume: Volume) -> int:
+        self._hang("hang")
         return self._file(volume).stat().st_size
 
     def pool(self) -> Pool:
@@ -113,6 +116,7 @@ class AcmeDriver(Driver):
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
         if (self.options.directory / "broken").exists():
             raise BackendError(volume.title, "the array is broken")
+        self._hang("hang-extend")
         self._grow(volume, new_size_bytes)
         return ExtendReply.EXTENDED
 
@@ -125,6 +129,19 @@ class AcmeDriver(Driver):
     def _grow(self, volume: Volume, size_bytes: int) -> None:
         with self._file(volume).open("ab") as file:
             file.truncate(max(size_bytes, file.tell()))
+
+    def _hang(self, name: str) -> None:
+        """Wait, once, to be interrupted."""
+        wish: Path = self.options.directory / name
+        if wish.exists():
+            wish.rename(wish.with_name("waiting"))
+            time.sleep(600)
+
+
+class SharedDriver(AcmeDriver):
+    """The same, for several hosts."""
+
+    capabilities = Capabilities(in_use_extend=InUseExtend.BY_BACKEND, multi_attach=True)
 
 
 class Unfinished(Driver):
@@ -162,10 +179,14 @@ class AcmeHost(Host):
         return
 
     def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
-        return (LedgerRow("device", self.name, self.get_blockdev(volume, attachment), expected_bytes),)
+        if (self.options.directory / "blind").exists():
+            raise BackendError(f"host {self.name}", "sees nothing")
+        seen, repair = self.get_blockdev(volume, attachment), f"voldrivers doctor {volume.name} --repair"
+        return (LedgerRow("device", self.name, seen, expected_bytes, repair=repair),)
 
     def instance_state(self, attachment: Attachment) -> InstanceState:
-        return InstanceState.UNKNOWN
+        stopped = (self.options.directory / "stopped").exists()
+        return InstanceState.STOPPED if stopped else InstanceState.UNKNOWN
 
     @contextmanager
     def hold(self, attachment: Attachment) -> Iterator[None]:

@@ -93,10 +93,14 @@ class NoSpace(VolDriverError):
 
     def __str__(self) -> str:
         """Name the needed and the free bytes."""
-        free = "an unknown amount" if self.free_bytes is None else sizes.format_size(self.free_bytes)
+        free = "an unknown amount" if self.free_bytes is None else sizes.format_room(self.free_bytes)
         return self.message.format(
             subject=self.subject, needed=sizes.format_size(self.needed_bytes), free=free
         )
+
+
+#: After one of these nothing has happened, so what was recorded before the call can be taken back.
+NOTHING_HAPPENED = (InvalidInput, NotFound, InvalidState, NotSupported, NoSpace)
 
 
 @dataclass(eq=False)

@@ -47,23 +47,24 @@ def room(run: Run, directory: Path) -> Room:
         raise InvalidState(subject, f"not readable ({error.reason})", "readable") from error
 
 
-def image_bytes(path: Path, image_format: str) -> int:
+def image_bytes(path: Path, image_format: str, *, called: Path | None = None) -> int:
     """Read the size of the volume in an image file: of raw its length, of qcow2 what its header says.
 
     By open and fstat, because a cached stat over NFS can be a minute old while an open asks the
-    server (close-to-open, nfs(5)). The format is what the driver recorded, never probed.
-    Raises NotFound, BackendError.
+    server (close-to-open, nfs(5)). The format is what the driver recorded, never probed. Errors name
+    it as it is `called`. Raises NotFound, BackendError.
     """
+    called = called or path
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as image:
             status = os.fstat(image.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BackendError(f"file {path}", "is not a regular file")
-            return status.st_size if image_format == "raw" else _qcow2_bytes(path, image.read(32))
+                raise BackendError(f"file {called}", "is not a regular file")
+            return status.st_size if image_format == "raw" else _qcow2_bytes(called, image.read(32))
     except FileNotFoundError as error:
-        raise NotFound("file", str(path)) from error
+        raise NotFound("file", str(called)) from error
     except OSError as error:
-        raise BackendError(f"file {path}", f"cannot be read: {error.strerror}") from error
+        raise BackendError(f"file {called}", f"cannot be read: {error.strerror}") from error
 
 
 def _room_seen_by_a_child(run: Run, directory: Path) -> Room:

@@ -1,5 +1,7 @@
 """Lock files: one process at a time works on a volume."""
 
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ def exclusive(directory: Path, name: str, subject: str) -> Iterator[None]:
     """Hold the lock file `name`, which the kernel releases when the holder dies, however it dies.
 
     Raises InvalidState at once when another process or thread holds it: a second controller is
-    refused, not queued. Raises BackendError when the file cannot be opened.
+    refused, not queued. Raises BackendError, with its owner, when the file cannot be opened.
     """
     from oslo_concurrency import lockutils  # 60 ms: only who changes something pays
 
@@ -25,7 +27,7 @@ def exclusive(directory: Path, name: str, subject: str) -> Iterator[None]:
         except lockutils.AcquireLockFailedException:
             acquired = False
         except OSError as error:
-            raise BackendError(f"lock directory {directory}", error.strerror or str(error)) from error
+            raise _refusal(directory / name, error) from error
         if not acquired:
             # Closing any descriptor of the file drops the lock of the whole process (fcntl(2)). Left to
             # the collector, that would hit a lock that this process got later (fasteners 0.20).
@@ -34,3 +36,21 @@ def exclusive(directory: Path, name: str, subject: str) -> Iterator[None]:
             raise InvalidState(subject, "being worked on by another process", "left alone by others")
         held.callback(lock.release)
         yield
+
+
+def _refusal(file: Path, error: OSError) -> BackendError:
+    """Name the file, whom it belongs to, and what to do: a run as root leaves files that are root's."""
+    subject, reason = f"lock file {os.fsdecode(error.filename or file)}", error.strerror or str(error)
+    if not isinstance(error, PermissionError):
+        return BackendError(subject, reason)
+    nearest = next(path for path in (file, *file.parents) if os.path.lexists(path))
+    owner, us = _user(nearest.lstat().st_uid), _user(os.geteuid())
+    mend = f"chmod u+rw {nearest}" if owner == us else f"run it as {owner}, or: chown {us} {nearest}"
+    return BackendError(subject, f"{reason}: {nearest} belongs to {owner}, this runs as {us}; {mend}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -7,6 +7,7 @@ by which a later process finds it when it outlived its parent.
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -111,8 +112,14 @@ def identity(pid: int) -> str:
 
 
 def is_gone(process_identity: str) -> bool:
-    """Tell whether the process named by `identity` has provably ended; a zombie has."""
-    boot_id, pid, started = process_identity.split()
+    """Tell whether the process named by `identity` has provably ended; a zombie has.
+
+    A text that `identity` did not give proves nothing.
+    """
+    match = re.fullmatch(r"(\S+) (\d+) (\d+)", process_identity)
+    if match is None:
+        return False
+    boot_id, pid, started = match.groups()
     return boot_id != _boot_id() or _start_time(int(pid)) != int(started)
 
 

@@ -1,34 +1,29 @@
-"""The configuration: one TOML file that names backends and hosts, and the classes behind the names.
+"""The configuration: one TOML file that names backends and hosts, with their options.
 
-Drivers and hosts are found through the entry-point groups `voldrivers.drivers` and
-`voldrivers.hosts`, so a vendor's package is used by being installed. Whatever the file says that
-nobody knows is an error, never ignored.
+Whatever the file says that nobody knows is an error, never ignored.
 """
 
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from voldrivers.base import Driver, Host, Run
 from voldrivers.errors import InvalidInput, NotSupported, VolDriverError
-from voldrivers.options import OptionHelp, explain, option, read_options
+from voldrivers.options import OptionHelp, check_options, explain, option, written
+from voldrivers.plugins import driver_class, driver_names, host_class, host_names, missing_library
 
 FILE_NAME = "voldrivers.toml"
 VARIABLE = "VOLDRIVERS_CONFIG"
 
-_DRIVERS, _HOSTS = "voldrivers.drivers", "voldrivers.hosts"
 _TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EXTRA = re.compile(r"(?P<name>[A-Za-z0-9._-]+).*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"]")
 
 Options = TypeVar("Options")
+Entry = TypeVar("Entry", "BackendEntry", "HostEntry")
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,12 @@ class Policy:
     """The table `[policy]`: what the operator allows."""
 
     extend_attached: bool = option("whether a volume may be extended while it is attached", True)
-    deadline_s: float = option("seconds that an extend may take; requests to hosts expire then", 300.0)
+    deadline_s: float = option(
+        "seconds that an extend may take; requests to hosts expire then",
+        300.0,
+        minimum=0.01,
+        maximum=30 * 24 * 3600,
+    )
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,12 @@ class Checked:
     """Everything that is known about a file.
 
     `config` is None when the file is wrong. A driver that cannot be loaded is a problem (NotSupported)
-    of its own backend only: the others can be used, and `make_driver` says what is missing.
+    of its own backend only: the others can be used, and `make_driver` says what is missing. `state_dir`
+    is there whatever else is wrong.
     """
 
     path: Path
+    state_dir: Path | None
     settings: tuple[Setting, ...]
     problems: tuple[VolDriverError, ...]
     config: Config | None
@@ -119,7 +121,7 @@ def find_config(explicit: Path | None, environ: Mapping[str, str] = os.environ) 
 
 def load(path: Path) -> Config:
     """Read the file. Raises InvalidInput, the first of its mistakes, with table and key."""
-    checked = check(path)
+    checked = _check(path, makes=False)
     if checked.config is None:
         raise next(problem for problem in checked.problems if isinstance(problem, InvalidInput))
     return checked.config
@@ -128,13 +130,10 @@ def load(path: Path) -> Config:
 def check(path: Path) -> Checked:
     """Read the file and explain it key by key, with everything that is wrong.
 
-    Raises InvalidInput when it cannot be read at all: missing, not UTF-8, no TOML (with the line).
+    Every driver and host is made, so that what they refuse is told as well; making one opens nothing.
+    Raises InvalidInput when the file cannot be read at all: missing, not UTF-8, no TOML (with the line).
     """
-    path = path.absolute()
-    reading = _Reading(path, _document(path))
-    config = reading.config()
-    wrong = any(isinstance(problem, InvalidInput) for problem in reading.problems)
-    return Checked(path, tuple(reading.settings), tuple(reading.problems), None if wrong else config)
+    return _check(path, makes=True)
 
 
 def make_driver(entry: BackendEntry, run: Run) -> Driver:
@@ -147,44 +146,23 @@ def make_host(entry: HostEntry, run: Run) -> Host:
     return host_class(entry.kind)(entry.name, entry.options, run)
 
 
-def driver_names() -> tuple[str, ...]:
-    """List the installed drivers."""
-    return tuple(sorted(_entry_points(_DRIVERS)))
-
-
-def driver_class(name: str) -> type[Driver]:
-    """Find an installed driver. Raises InvalidInput for an unknown one, NotSupported for a broken one."""
-    found: type[Driver] = _load(_DRIVERS, name, Driver)
-    return found
-
-
-def host_class(name: str) -> type[Host]:
-    """Find an installed kind of host. Raises as `driver_class`."""
-    found: type[Host] = _load(_HOSTS, name, Host)
-    return found
-
-
 def read_value(text: str) -> object:
     """Read the value of an option from a command line: true, false, a number, and else the text itself."""
     try:
         values = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     value = values["value"] if len(values) == 1 else text
     return value if isinstance(value, bool | int | float | str) else text
 
 
-def missing_library(error: ModuleNotFoundError, distribution: str = "voldrivers") -> NotSupported:
-    """Say which extra brings the library that `error` misses, as the distribution declares it."""
-    module = str(error.name).split(".")[0]
-    if _plain(module) == _plain(distribution):
-        return NotSupported(f"module {error.name}", f"this installation of {distribution} lacks it")
-    for requirement in metadata.requires(distribution) or ():
-        match = _EXTRA.match(requirement)
-        if match and f"{_plain(match['name'])}_".startswith(f"{_plain(module)}_"):
-            package = f"{distribution}[{match['extra']}]"
-            return NotSupported(f"library {module}", f"it is not installed; run: pip install '{package}'")
-    return NotSupported(f"library {module}", f"it is not installed, and no extra of {distribution} brings it")
+def _check(path: Path, *, makes: bool) -> Checked:
+    path = path.absolute()
+    reading = _Reading(path, _document(path), makes)
+    config = reading.config()
+    wrong = any(isinstance(problem, InvalidInput) for problem in reading.problems)
+    settings, problems = tuple(reading.settings), tuple(reading.problems)
+    return Checked(path, reading.state_dir, settings, problems, None if wrong else config)
 
 
 @dataclass
@@ -193,6 +171,8 @@ class _Reading:
 
     path: Path
     document: Mapping[str, object]
+    makes: bool
+    state_dir: Path | None = None
     settings: list[Setting] = field(default_factory=list)
     problems: list[VolDriverError] = field(default_factory=list)
 
@@ -204,19 +184,18 @@ class _Reading:
             self._wrong(key, f"there is no such key or table; known: {shown}")
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
-        if policy and policy.deadline_s <= 0:
-            self._wrong("[policy] deadline_s", f"must be above zero, not {policy.deadline_s}")
         backends, hosts = self._backends(), self._hosts()
+        self.state_dir = None if top is None else top.state_dir
         if top is None or policy is None:
             return None
-        state_dir = self.path.parent / top.state_dir
-        return Config(self.path, state_dir, policy, MappingProxyType(backends), MappingProxyType(hosts))
+        return Config(self.path, top.state_dir, policy, MappingProxyType(backends), MappingProxyType(hosts))
 
     def _backends(self) -> dict[str, BackendEntry]:
         entries = {}
         for name, table in self._named("backend").items():
-            driver, options = self._plugin(f"backend.{name}", "driver", _DRIVERS, table)
-            entries[name] = BackendEntry(name, driver, options)
+            driver, options = self._plugin(f"backend.{name}", "driver", table)
+            entries[name] = entry = BackendEntry(name, driver, options)
+            self._make(f"backend.{name}", entry, make_driver)
         if not entries:
             self._wrong("[backend.NAME]", f"one is needed, with a driver: {', '.join(driver_names())}")
         return entries
@@ -224,8 +203,9 @@ class _Reading:
     def _hosts(self) -> dict[str, HostEntry]:
         entries = {}
         for name, table in (self._named("host") or {"local": {"kind": "local"}}).items():
-            kind, options = self._plugin(f"host.{name}", "kind", _HOSTS, table)
-            entries[name] = HostEntry(name, kind, options)
+            kind, options = self._plugin(f"host.{name}", "kind", table)
+            entries[name] = entry = HostEntry(name, kind, options)
+            self._make(f"host.{name}", entry, make_host)
         return entries
 
     def _named(self, kind: str) -> dict[str, Mapping[str, object]]:
@@ -238,42 +218,63 @@ class _Reading:
                 self._wrong(f"[{kind}.{name!r}]", "a name must be letters, digits and . _ -, at most 64")
         return found
 
-    def _plugin(
-        self, table: str, key: str, group: str, given: Mapping[str, object]
-    ) -> tuple[str, object | None]:
+    def _plugin(self, table: str, key: str, given: Mapping[str, object]) -> tuple[str, object | None]:
         """Read a table whose `key` names the class that knows the other keys."""
         name = given.get(key)
-        names = " | ".join(sorted(_entry_points(group)))
+        names = " | ".join(driver_names() if key == "driver" else host_names())
         help_ = OptionHelp(key, names, f"which {key} this is", "required")
-        self.settings.append(Setting(table, help_, None if name is None else str(name), name is not None))
+        self.settings.append(Setting(table, help_, None if name is None else written(name), name is not None))
+        others = {k: v for k, v in given.items() if k != key}
         if not isinstance(name, str):
             self._wrong(f"[{table}] {key}", f"must be given, one of: {names}")
+            self._unexplained(table, key, others)
             return "", None
         try:
-            kind = (driver_class if group == _DRIVERS else host_class)(name).options_type
+            kind = (driver_class if key == "driver" else host_class)(name).options_type
         except InvalidInput as error:
             self._wrong(f"[{table}] {key}", error.reason)
         except NotSupported as error:
             self.problems.append(NotSupported(f"{self.path}: [{table}] {error.subject}", error.reason))
         else:
-            return name, self._options(table, kind, {k: v for k, v in given.items() if k != key})
+            return name, self._options(table, kind, others)
+        self._unexplained(table, key, others)
         return name, None
+
+    def _unexplained(self, table: str, key: str, others: Mapping[str, object]) -> None:
+        """Show keys whose meaning nobody knows, because the class that `key` names is not there."""
+        for name, value in others.items():
+            help_ = OptionHelp(name, "unknown", f"not known without a {key} that can be used", "unknown")
+            self.settings.append(Setting(table, help_, written(value), given=True))
+
+    def _make(self, table: str, entry: Entry, make: Callable[[Entry, Run], object]) -> None:
+        """Make a driver or a host to learn what it refuses."""
+        if not self.makes or entry.options is None:
+            return
+        from voldrivers.process import run
+
+        try:
+            make(entry, run)
+        except InvalidInput as error:
+            self._wrong(f"[{table}]", str(error))
+        except VolDriverError as error:
+            self.problems.append(NotSupported(f"{self.path}: [{table}]", str(error)))
+        except ModuleNotFoundError as error:
+            self.problems.append(NotSupported(f"{self.path}: [{table}]", str(missing_library(error))))
 
     def _options(self, table: str, kind: type[Options], given: Mapping[str, object]) -> Options | None:
         for help_ in explain(kind):
             default = None if help_.default == "required" else help_.default
-            value = _shown(given[help_.name]) if help_.name in given else default
+            value = written(given[help_.name]) if help_.name in given else default
             self.settings.append(Setting(table, help_, value, help_.name in given))
-        try:
-            return read_options(kind, given, f"{self.path}: [{table}]" if table else f"{self.path}:")
-        except InvalidInput as error:
-            self.problems.append(error)
-            return None
+        where = f"{self.path}: [{table}]" if table else f"{self.path}:"
+        checked = check_options(kind, given, where, self.path.parent)
+        self.problems += checked.problems
+        return checked.options
 
     def _table(self, name: str, value: object) -> Mapping[str, object]:
         if isinstance(value, dict):
             return value
-        self._wrong(f"[{name}]", f"must be a table, not {value!r}")
+        self._wrong(f"[{name}]", f"must be a table, not {written(value)}")
         return {}
 
     def _wrong(self, where: str, reason: str) -> None:
@@ -298,50 +299,5 @@ def _document(path: Path) -> Mapping[str, object]:
         raise InvalidInput(f"configuration {path}", f"is not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"configuration {path}", f"is not TOML: {error}") from error
-
-
-def _entry_points(group: str) -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
-    return _scanned(group, tuple(sys.path))
-
-
-@cache  # a scan takes 2 ms, and every table asks for one
-def _scanned(group: str, _path: tuple[str, ...]) -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
-    found: dict[str, tuple[metadata.EntryPoint, ...]] = {}
-    for point in metadata.entry_points(group=group):
-        found[point.name] = (*found.get(point.name, ()), point)
-    return found
-
-
-def _load(group: str, name: str, base: type) -> Any:  # Any: a concrete subclass of base, proved below
-    subject = f"{base.__name__.lower()} {name}"
-    points = _entry_points(group).get(name, ())
-    if not points:
-        names = ", ".join(sorted(_entry_points(group))) or "none"
-        raise InvalidInput(subject, f"{name!r} is not installed; installed: {names}")
-    if len(points) > 1:
-        packages = " and ".join(_package(point) for point in points)
-        raise InvalidInput(subject, f"{name!r} is offered by {packages}; uninstall one")
-    try:
-        loaded = points[0].load()
-    except ModuleNotFoundError as error:
-        raise NotSupported(subject, str(missing_library(error, _package(points[0])))) from error
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise NotSupported(subject, f"cannot be loaded from {points[0].value}: {error}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise NotSupported(subject, f"{points[0].value} is no {base.__name__}")
-    if lacking := sorted(getattr(loaded, "__abstractmethods__", ())):
-        raise NotSupported(subject, f"{points[0].value} lacks {', '.join(lacking)}")
-    return loaded
-
-
-def _package(point: metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist else "voldrivers"
-
-
-def _plain(name: str) -> str:
-    """One spelling for a distribution and its module: `os-brick`, `os_brick`."""
-    return re.sub(r"[-_.]+", "_", name).lower()
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    except (ValueError, RecursionError) as error:  # of tomllib: 4300 digits, a thousand brackets
+        raise InvalidInput(f"configuration {path}", f"cannot be read: {error}") from error

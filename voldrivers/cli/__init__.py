@@ -1,9 +1,11 @@
 """The `voldrivers` command: one sentence and one exit code for whatever happens."""
 
 import logging
+import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from voldrivers.cli import arguments, failures
 from voldrivers.cli.failures import EXIT_CODES, HINTS
@@ -16,37 +18,54 @@ __all__ = ["EXIT_CODES", "HINTS", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and give its exit code: see `failures.MEANINGS`."""
     prepare()
+    args = Namespace(volume=None)
     try:
-        args = arguments.read(sys.argv[1:] if argv is None else argv)
+        with _stopped_by_sigterm():
+            args = arguments.read(sys.argv[1:] if argv is None else argv)
+            return _run(args)
     except SystemExit as end:  # argparse has said it all
         return end.code if isinstance(end.code, int) else failures.USAGE
-    except VolDriverError as error:  # the help could not be written
-        complain(str(error))
+    except VolDriverError as error:
+        complain(failures.sentence(error, args.volume))
         return failures.exit_code(error)
-    return _run(args)
+    except KeyboardInterrupt as stopped:
+        text, code = failures.interruption(stopped, args.volume)
+        complain(text)
+        return code
+    except Exception as error:  # noqa: BLE001 - the last door: a person never sees a traceback unasked
+        complain(failures.bug(error, args.volume))
+        return failures.BUG
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop the command in order, as Ctrl-C does."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise failures.Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread takes signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _run(args: Namespace) -> int:
     _log_to_stderr(args.verbose)
+    arguments.check(args)
     try:
         from voldrivers.cli import commands  # the engine: not for --help
 
         return commands.COMMANDS[args.command](args)
-    except VolDriverError as error:
-        complain(failures.sentence(error, args.volume))
-        return failures.exit_code(error)
     except ModuleNotFoundError as error:
-        from voldrivers.registry import missing_library
+        from voldrivers.plugins import missing_library
 
-        missing = missing_library(error)
-        complain(failures.sentence(missing, args.volume))
-        return failures.exit_code(missing)
-    except KeyboardInterrupt:
-        complain(f"interrupted; what had begun is recorded, run: voldrivers resume {args.volume or ''}")
-        return failures.INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last door: a person never sees a traceback unasked
-        complain(failures.bug(error))
-        return failures.BUG
+        raise missing_library(error) from error
 
 
 def _log_to_stderr(verbose: int) -> None:

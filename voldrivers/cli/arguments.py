@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from voldrivers.cli.failures import MEANINGS
 from voldrivers.cli.output import write
+from voldrivers.errors import InvalidInput
 
 #: Stands before a value that starts with a dash, so that argparse takes it for no option. No argument
 #: of a program can hold it (execve(2)).
@@ -26,6 +27,25 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
         if isinstance(value, str):
             setattr(arguments, name, value.removeprefix(_GUARD))
     return arguments
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what is not UTF-8: it could not be recorded. Raises InvalidInput.
+
+    The name of the configuration's file is not recorded and may be any.
+    """
+    for name, value in vars(arguments).items():
+        for text in value if isinstance(value, list) else [value]:
+            if name != "config" and isinstance(text, str) and not _is_utf8(text):
+                raise InvalidInput(f"argument {text!a}", "is not UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _guarded(argv: Sequence[str]) -> list[str]:
@@ -140,9 +160,10 @@ def _add_attaching(words: Words, everywhere: argparse.ArgumentParser) -> None:
     attach.add_argument("--qmp", metavar="SOCKET", help="the QMP socket of the running QEMU")
     detach = _add_named(words, "detach", everywhere, "unplug a volume and take it off its host")
     detach.add_argument("--force", action="store_true", help="forget a lost host without asking it")
+    attach.add_argument("--instance", help="the guest on that host; none: the host alone has the volume")
+    detach.add_argument("--instance", help="the guest on that host; '' means the attachment without one")
     for parser in (attach, detach):
         parser.add_argument("--host", help="a host of the configuration; needed where there are several")
-        parser.add_argument("--instance", help="the guest on that host")
 
 
 def _add_extending(words: Words, everywhere: argparse.ArgumentParser) -> None:

@@ -1,9 +1,11 @@
 """What `--json` prints. The keys are a promise: sizes in bytes, times in ISO 8601."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voldrivers import registry
+from voldrivers import plugins, registry
 from voldrivers.capabilities import NAMES
+from voldrivers.cli import texts
 from voldrivers.errors import VolDriverError
 from voldrivers.extend.admission import Plan
 from voldrivers.extend.engine import Resumed
@@ -76,8 +78,8 @@ def resumed(shown: Resumed) -> Object:
     }
 
 
-def ledger(of: Volume, shown: Ledger, *, settled: bool) -> Object:
-    """The size ledger of one volume."""
+def ledger(of: Volume, shown: Ledger, stopped: Sequence[Attachment], *, settled: bool) -> Object:
+    """The size ledger of one volume; `stopped` are the places whose instances are proved to have stopped."""
     rows = [
         {
             "layer": row.layer,
@@ -87,11 +89,18 @@ def ledger(of: Volume, shown: Ledger, *, settled: bool) -> Object:
             "required": row.required,
             "stale": row.stale,
             "note": row.note,
-            "repair": row.repair,
+            "repair": texts.mending(of, row),
         }
         for row in shown
     ]
-    return {"volume": of.name, "status": str(of.status), "settled": settled, "rows": rows}
+    places = [each.place for each in stopped]
+    return {
+        "volume": of.name,
+        "status": str(of.status),
+        "settled": settled,
+        "rows": rows,
+        "stopped": places,
+    }
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ class Declared:
 def declared(driver: str) -> Declared:
     """Look up what an installed driver declares."""
     try:
-        capabilities = registry.driver_class(driver).capabilities
+        capabilities = plugins.driver_class(driver).capabilities
     except VolDriverError as error:
         return Declared(driver, problem=str(error))
     listed = []

@@ -1,6 +1,7 @@
 """The one table from an error to its exit code, the hint beside it, and the sentence people read."""
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 
@@ -19,7 +20,12 @@ from voldrivers.errors import (
 
 _log = logging.getLogger(__name__)
 
-OK, BUG, USAGE, STALE, INTERRUPTED = 0, 1, 2, 10, 130
+OK, BUG, USAGE, STALE, INTERRUPTED, TERMINATED = 0, 1, 2, 10, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: it stops whatever Ctrl-C stops."""
+
 
 EXIT_CODES: Mapping[type[VolDriverError], int] = {
     InvalidInput: 3,
@@ -37,13 +43,21 @@ EXIT_CODES: Mapping[type[VolDriverError], int] = {
 HINTS: Mapping[type[VolDriverError], str] = {
     InvalidInput: "nothing was changed, correct it and run it again",
     InvalidSize: "nothing was changed, ask for another size",
-    NotFound: "see: voldrivers volume list",
+    NotFound: "bring it back or name another one",
     InvalidState: "see: voldrivers volume show {volume}",
     NotSupported: "see: voldrivers capabilities",
     NoSpace: "free some space and run it again",
     BackendError: "mend the cause, then look: voldrivers doctor {volume}",
     CommandFailed: "mend the cause, then look: voldrivers doctor {volume}",
     OutcomeUnknown: "run: voldrivers resume {volume}",
+}
+
+#: Where what is missing is listed, by its kind.
+LISTED: Mapping[str, str] = {
+    "volume": "see: voldrivers volume list",
+    "attachment": "see: voldrivers volume show {volume}",
+    "backend": "see: voldrivers config check",
+    "host": "see: voldrivers config check",
 }
 
 #: What `--help` says of the exit codes.
@@ -53,13 +67,14 @@ MEANINGS: Mapping[int, str] = {
     USAGE: "a wrong command line",
     3: "a wrong name, option, file or size",
     4: "no such volume, backend, host, instance or attachment",
-    5: "its state forbids it now",
+    5: "its state, or that of a share, host or guest, forbids it now",
     6: "this backend or host cannot do it, or a library is missing",
     7: "no space",
     8: "the backend, a host or a program failed",
     9: "the outcome is unknown: `resume` looks",
-    STALE: "doctor: a layer is stale, or an extend has not ended well",
-    INTERRUPTED: "interrupted: `resume` carries on",
+    STALE: "doctor: a layer is stale or unreadable, or something is left to carry on",
+    INTERRUPTED: "interrupted (Ctrl-C): `resume` carries on what had begun",
+    TERMINATED: "terminated (SIGTERM): `resume` carries on what had begun",
 }
 
 
@@ -69,19 +84,39 @@ def exit_code(error: VolDriverError) -> int:
 
 
 def sentence(error: VolDriverError, volume: str | None) -> str:
-    """Say what happened and what to do next, in one line; a note on the error replaces the hint."""
+    """Say what happened to which volume and what to do next; a note on the error replaces the hint."""
     _log.debug("the error came from here", exc_info=error)
-    notes = getattr(error, "__notes__", ())
-    hint = next(HINTS[kind] for kind in type(error).__mro__ if kind in HINTS)
-    return f"{error}; {' '.join(notes) or hint.format(volume=volume or 'VOLUME')}"
+    hint = " ".join(getattr(error, "__notes__", ())) or _hint(error).format(volume=volume or "VOLUME")
+    return f"{named(str(error), volume)}; {hint}"
 
 
-def bug(error: Exception) -> str:
+def interruption(stopped: KeyboardInterrupt, volume: str | None) -> tuple[str, int]:
+    """Say what is left behind, as the notes have it, and give the exit code."""
+    recorded = f"whatever had begun is recorded: voldrivers resume {volume or ''}"
+    hint = " ".join(getattr(stopped, "__notes__", ())) or recorded
+    terminated = isinstance(stopped, Terminated)
+    what = "terminated" if terminated else "interrupted"
+    return f"{named(what, volume)}; {hint}", TERMINATED if terminated else INTERRUPTED
+
+
+def bug(error: Exception, volume: str | None) -> str:
     """Say in one line that voldrivers itself failed, and where; the traceback goes to the log."""
     _log.info("a mistake in voldrivers", exc_info=error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return (
-        f"a mistake in voldrivers: {type(error).__name__}: {error}{where};"
-        " please report it with what `voldrivers -v` prints"
-    )
+    what = f"a mistake in voldrivers: {type(error).__name__}: {error}{where}"
+    return f"{named(what, volume)}; please report it with what `voldrivers -v` prints"
+
+
+def named(text: str, volume: str | None) -> str:
+    """Put the volume before a text that does not name it."""
+    if not volume or re.search(rf"\bvolume (name |{re.escape(volume)}(?![\w.+@:=-]*\w))", text):
+        return text
+    return f"volume {volume}: {text}"
+
+
+def _hint(error: VolDriverError) -> str:
+    # A volume that is not on its backend or not at its host (`where`) is in the list all the same.
+    if isinstance(error, NotFound) and error.kind in LISTED and not (error.kind == "volume" and error.where):
+        return LISTED[error.kind]
+    return next(HINTS[kind] for kind in type(error).__mro__ if kind in HINTS)

@@ -21,6 +21,11 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def write_lines(lines: Sequence[str]) -> None:
+    """Print lines for people: what would move a cursor or end a line is escaped. Raises as `write`."""
+    write("\n".join(map(escaped, lines)))
+
+
 def write(text: str) -> None:
     """Print to standard output. A reader that went away is no error: the work was done.
 
@@ -50,21 +55,26 @@ def complain(text: str) -> None:
         _discard(sys.stderr)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Align columns, by the width that a terminal gives each character."""
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
+    return [
         "  ".join(
             cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 def printable(text: str) -> str:
     """Give one line: white space becomes a blank, what cannot be printed is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """Give one line: what cannot be printed is escaped, blanks stay as they are."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ProgressLine:

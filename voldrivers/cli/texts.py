@@ -1,5 +1,7 @@
 """What the commands say to people of one extend, one attachment, one ledger."""
 
+from collections.abc import Sequence
+
 from voldrivers.cli.output import table
 from voldrivers.extend.site import Progress
 from voldrivers.model import Attachment, Extend, Ledger, LedgerRow, Phase, Volume, VolumeStatus
@@ -30,13 +32,16 @@ def extend(shown: Extend) -> str:
     return f"from {start} to {end}, {shown.phase}" + (f": {shown.reason}" if shown.reason else "")
 
 
-def ledger(volume: Volume, shown: Ledger) -> str:
-    """The size ledger as a table, and below it the command that mends what is stale."""
+def ledger(volume: Volume, shown: Ledger, stopped: Sequence[Attachment]) -> list[str]:
+    """The size ledger as a table; below it what cannot be seen and why, and what mends what is stale.
+
+    `stopped` are the attachments whose instances are proved to have stopped.
+    """
     rows = [
         (
             row.layer,
             row.place,
-            "unreadable" if row.observed_bytes is None else format_size(row.observed_bytes),
+            "-" if row.observed_bytes is None else format_size(row.observed_bytes),
             format_size(row.expected_bytes),
             _verdict(row),
             row.note,
@@ -44,20 +49,40 @@ def ledger(volume: Volume, shown: Ledger) -> str:
         for row in shown
     ]
     lines = [f"{volume.title}, {volume.status}"]
-    lines.append(table(("LAYER", "PLACE", "SHOWS", "MUST SHOW", "", "NOTE"), rows))
-    mend = f"voldrivers doctor {volume.name} --repair"
+    lines += table(("LAYER", "PLACE", "SHOWS", "MUST SHOW", "", "NOTE"), rows)
+    lines += [f"instance {each.place} has stopped: no QEMU has the volume there" for each in stopped]
     if volume.status is VolumeStatus.ERROR_EXTENDING:
-        lines.append(f"its last extend failed; mend it: {mend}")
+        lines.append(f"its last extend failed; mend it: {_repair(volume)}")
     elif volume.status not in STEADY:
-        mend = f"voldrivers resume {volume.name}"
-        lines.append(f"it is {volume.status}; if no process works on it: {mend}")
-    lines += [
-        f"{row.layer} {row.place} is stale; mend it: {row.repair or mend}" for row in shown if row.stale
-    ]
-    return "\n".join(lines)
+        lines.append(f"it is {volume.status}; if no process works on it: {_resume(volume)}")
+    return lines + [_trouble(volume, row) for row in shown if row.stale]
+
+
+def mending(volume: Volume, row: LedgerRow) -> str:
+    """The command that mends a stale layer; "" where there is nothing to mend, or nothing is known."""
+    if not row.stale or row.observed_bytes is None:
+        return ""
+    if volume.status in (*STEADY, VolumeStatus.ERROR_EXTENDING):
+        return row.repair or _repair(volume)
+    return _resume(volume)
+
+
+def _trouble(volume: Volume, row: LedgerRow) -> str:
+    if row.observed_bytes is None:
+        return f"{row.layer} {row.place} cannot be read" + (f": {row.note}" if row.note else "")
+    return f"{row.layer} {row.place} is stale; mend it: {mending(volume, row)}"
+
+
+def _repair(volume: Volume) -> str:
+    return f"voldrivers doctor {volume.name} --repair"
+
+
+def _resume(volume: Volume) -> str:
+    return f"voldrivers resume {volume.name}"
 
 
 def _verdict(row: LedgerRow) -> str:
     if row.agrees:
         return "ok"
-    return "STALE" if row.stale else "differs, not required"
+    verdict = "unreadable" if row.observed_bytes is None else "STALE" if row.stale else "differs"
+    return verdict if row.required else f"{verdict}, not required"

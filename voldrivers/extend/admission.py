@@ -51,7 +51,7 @@ def plan(
 
 
 def _target(volume: Volume, driver: Driver, requested_bytes: int) -> int:
-    if requested_bytes == volume.size_bytes:
+    if isinstance(requested_bytes, int) and requested_bytes == volume.size_bytes:
         # It may have come out at a size that its rule does not give; that is no reason to grow it.
         return requested_bytes
     rounded_bytes = round_size(driver, volume.title, requested_bytes, volume.size_bytes)

@@ -101,6 +101,11 @@ class _Convergence:
     seen: Ledger = ()
     failures: dict[str, VolDriverError] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Take the time that is left now: a clock that is set back later does not make it longer."""
+        self.began = time.monotonic()
+        self.limit_s = (self.extend.expires_at - self.now()).total_seconds()
+
     def run(self) -> Outcome:
         """Take the four steps."""
         self.enter(Phase.GROWING)
@@ -210,8 +215,9 @@ class _Convergence:
 
     def becomes(self, condition: Callable[[], bool]) -> bool:
         """Wait for it until the extend's time is over."""
-        left_s = max((self.extend.expires_at - self.now()).total_seconds(), 0.0)
-        return holds_within(condition, left_s, self.sleep)
+        by_clock_s = (self.extend.expires_at - self.now()).total_seconds()
+        left_s = min(by_clock_s, self.limit_s - (time.monotonic() - self.began))
+        return holds_within(condition, max(left_s, 0.0), self.sleep)
 
     def on_each(self, attachments: Iterable[Attachment], act: Callable[[Host, Attachment], None]) -> None:
         """Act on every attachment that has not failed yet; what fails now is kept for `raise_failures`."""
@@ -242,7 +248,7 @@ class _Convergence:
             backend_bytes = self.driver.volume_size(self.volume)
         except VolDriverError as unseen:
             raise OutcomeUnknown(f"the extend of {self.volume.title}", f"{error}; then: {unseen}") from error
-        if backend_bytes == self.extend.from_bytes:
+        if backend_bytes == self.extend.from_bytes and not self.shown_somewhere():
             reason = (
                 f"the extend to {format_size(self.extend.to_bytes)} was rolled back, nothing changed: {error}"
             )
@@ -252,6 +258,11 @@ class _Convergence:
             phase = Phase.FAILED
         ended = replace(self.extend, phase=phase, reason=_joined(self.extend.reason, reason))
         return Outcome(ended, backend_bytes, error=error)
+
+    def shown_somewhere(self) -> bool:
+        """Tell whether any layer shows the new size, whatever its backend says."""
+        rows = ledger(self.volume, self.driver, self.hosts, self.extend.to_bytes)
+        return self.extend.to_bytes != self.extend.from_bytes and any(row.agrees for row in rows)
 
     def fence(self) -> None:
         """Have every host confirm that this extend can no longer take effect there."""

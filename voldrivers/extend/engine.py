@@ -124,10 +124,10 @@ class Engine:
             return lifecycle.finish_create(self.site, volume)
 
     def delete_volume(self, name: str) -> None:
-        """Remove a detached volume and every byte of it. Raises InvalidState."""
+        """Remove a detached volume and every byte of it. Raises InvalidState, nothing removed."""
         with self.site.working_on(name) as volume:
             self.store.begin_delete(volume)
-            lifecycle.finish_delete(self.site, volume)
+            lifecycle.finish_delete(self.site, volume, volume.status)
 
     def attach(
         self, name: str, host: str | None = None, instance: str | None = None, monitor: Path | None = None
@@ -154,8 +154,8 @@ class Engine:
     ) -> None:
         """Take a volume off a host; `force` forgets a host that is lost, without asking it.
 
-        `host` and `instance` are needed where there are several attachments. Raises NotFound,
-        InvalidState (the guest keeps the device, the host cannot be reached).
+        `host` and `instance` are needed where there are several attachments; instance "" means the
+        one without. Raises NotFound, InvalidState (the guest keeps the device, the host cannot be reached).
         """
         with self.site.working_on(name) as volume:
             attachment = lifecycle.choose_attachment(volume, host, instance)
@@ -163,6 +163,7 @@ class Engine:
                 lost = lifecycle.begin_detach(self.site, attachment, AttachmentState.FORGETTING)
                 return lifecycle.forget_attachment(self.site, volume, lost)
             expect(volume, VolumeStatus.IN_USE, VolumeStatus.ERROR_EXTENDING)
+            self.site.host(attachment.host)
             leaving = lifecycle.begin_detach(self.site, attachment, AttachmentState.DETACHING)
             return lifecycle.finish_detach(self.site, volume, leaving, attachment)
 
@@ -237,7 +238,7 @@ class Engine:
                 end_orphans(volume.id, timeout_s=_ORPHAN_S)
                 return Resumed(seen, what, self._carry_on(volume))
         except VolDriverError as error:
-            return Resumed(seen, what, "not ended well", error)
+            return Resumed(seen, what, "left as it is", error)
 
     def _carry_on(self, volume: Volume) -> str:
         if volume.status is VolumeStatus.CREATING:
@@ -251,7 +252,17 @@ class Engine:
             return str(volume.status)
         renewed = replace(extend, phase=Phase.GROWING, expires_at=self.site.expiry())
         self.store.move(extend, renewed)
-        return f"extended, {format_size(self._carry(volume, renewed).to_bytes)}"
+        try:
+            return f"extended, {format_size(self._carry(volume, renewed).to_bytes)}"
+        except InvalidState:
+            if self._was_cancelled(volume, extend):
+                return "cancelled, nothing has grown"
+            raise
+
+    def _was_cancelled(self, volume: Volume, extend: Extend) -> bool:
+        ended = self.store.last_extend(volume)
+        rolled_back = ended is not None and ended.phase is Phase.ROLLED_BACK
+        return rolled_back and self.store.hinted(extend, "cancel")
 
     # --- the extend
 
@@ -267,10 +278,11 @@ class Engine:
         )
 
     def _admit(self, volume: Volume, plan: admission.Plan) -> Extend:
-        reason = ""
+        reason, seen, known = "", format_size(plan.from_bytes), format_size(volume.size_bytes)
         if plan.from_bytes > volume.size_bytes:
-            seen, known = format_size(plan.from_bytes), format_size(volume.size_bytes)
             reason = f"the backend had {seen} instead of {known}: it is kept"
+        elif plan.from_bytes < volume.size_bytes:
+            reason = f"the backend had only {seen} of {known}: what was beyond is lost"
         extend = Extend(
             id=0,
             volume_id=volume.id,

@@ -5,10 +5,24 @@ Each is recorded before it begins and may be taken again: `resume` does so after
 
 from dataclasses import replace
 
-from voldrivers.base import Host
-from voldrivers.errors import InvalidInput, InvalidState, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.base import Driver, Host
+from voldrivers.errors import (
+    NOTHING_HAPPENED,
+    InvalidInput,
+    InvalidState,
+    NotFound,
+    OutcomeUnknown,
+    VolDriverError,
+)
 from voldrivers.extend.site import Progress, Site
-from voldrivers.model import Attachment, AttachmentState, Connector, InstanceState, Volume
+from voldrivers.model import (
+    Attachment,
+    AttachmentState,
+    Connector,
+    InstanceState,
+    Volume,
+    VolumeStatus,
+)
 from voldrivers.options import read_options
 from voldrivers.sizes import format_size
 
@@ -24,18 +38,26 @@ def finish_create(site: Site, volume: Volume) -> Volume:
         backend_bytes = driver.volume_size(replace(volume, provider_data=provider_data))
     except OutcomeUnknown:
         raise
-    except VolDriverError:
-        driver.delete_volume(volume)
-        site.store.remove_volume(volume)
+    except VolDriverError as error:
+        _undo_create(site, volume, driver, error)
         raise
     site.store.volume_created(volume, provider_data, backend_bytes)
     return site.store.volume(volume.id)
 
 
-def finish_delete(site: Site, volume: Volume) -> None:
-    """Have the backend remove a volume that is recorded as being deleted, and forget it."""
+def finish_delete(site: Site, volume: Volume, before: VolumeStatus | None = None) -> None:
+    """Have the backend remove a volume that is recorded as being deleted, and forget it.
+
+    One that the backend refuses to remove is again what it was `before`; who takes the step again
+    gives none, because the operator's wish stands.
+    """
     site.progress(Progress(volume, "deleting", format_size(volume.size_bytes)))
-    site.driver(volume).delete_volume(volume)
+    try:
+        site.driver(volume).delete_volume(volume)
+    except NOTHING_HAPPENED:
+        if before is not None:
+            site.store.keep(volume, before)
+        raise
     site.store.remove_volume(volume)
 
 
@@ -52,8 +74,8 @@ def finish_attach(site: Site, volume: Volume, attachment: Attachment) -> Attachm
         host.plug(others, attachment)
     except OutcomeUnknown:
         raise
-    except VolDriverError:
-        finish_detach(site, volume, attachment)
+    except VolDriverError as error:
+        _undo_attach(site, volume, attachment, error)
         raise
     attached = replace(attachment, state=AttachmentState.ATTACHED)
     site.store.update_attachment(attached)
@@ -79,9 +101,7 @@ def finish_detach(
     host, others = site.host(attachment.host), _without(volume, attachment)
     site.progress(Progress(volume, "detaching", attachment.place))
     _unplug(site, host, others, attachment, before)
-    host.disconnect(others, attachment)
-    site.driver(volume).terminate_connection(others, host.connector())
-    site.store.remove_attachment(attachment)
+    _let_go(site, host, others, attachment)
 
 
 def forget_attachment(site: Site, volume: Volume, attachment: Attachment) -> None:
@@ -107,11 +127,11 @@ def settle_attachments(site: Site, volume: Volume) -> Volume:
 
 
 def choose_attachment(volume: Volume, host: str | None, instance: str | None) -> Attachment:
-    """Find the attachment that is meant. Raises NotFound, InvalidInput when several fit."""
+    """Find the attachment that is meant; instance "" is the one without. Raises NotFound, InvalidInput."""
     fitting = [
         a
         for a in volume.attachments
-        if host in (None, a.host) and (instance is None or instance == a.instance)
+        if host in (None, a.host) and (instance is None or instance == (a.instance or ""))
     ]
     if not fitting:
         place = "/".join(part for part in (host, instance) if part)
@@ -120,6 +140,36 @@ def choose_attachment(volume: Volume, host: str | None, instance: str | None) ->
         places = ", ".join(a.place for a in fitting)
         raise InvalidInput(volume.title, f"is attached to {places}: name the host and the instance")
     return fitting[0]
+
+
+def _undo_create(site: Site, volume: Volume, driver: Driver, error: VolDriverError) -> None:
+    """Remove what a failed create left, and forget the volume.
+
+    A backend that can neither make nor remove it now (a share that is away) has nothing of it if it said
+    so; else the record stays, for `resume` to look.
+    """
+    try:
+        driver.delete_volume(volume)
+    except VolDriverError:
+        if not isinstance(error, NOTHING_HAPPENED):
+            raise
+    site.store.remove_volume(volume)
+
+
+def _undo_attach(site: Site, volume: Volume, attachment: Attachment, error: VolDriverError) -> None:
+    """Take back what a failed attach did; a disk that was there before it, of somebody else, stays."""
+    try:
+        finish_detach(site, volume, attachment)
+    except InvalidState:
+        if not isinstance(error, NOTHING_HAPPENED):
+            raise
+        _let_go(site, site.host(attachment.host), _without(volume, attachment), attachment)
+
+
+def _let_go(site: Site, host: Host, others: Volume, attachment: Attachment) -> None:
+    host.disconnect(others, attachment)
+    site.driver(others).terminate_connection(others, host.connector())
+    site.store.remove_attachment(attachment)
 
 
 def _unplug(

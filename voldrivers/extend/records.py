@@ -1,15 +1,19 @@
 """Rows of the state file and the values they stand for; the only place that knows both."""
 
 import json
-import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from typing import TypeVar
 
+from voldrivers.errors import BackendError
+from voldrivers.extend.database import Row
 from voldrivers.model import (
     Attachment,
     AttachmentState,
     ConnectionInfo,
     Extend,
+    Message,
     Phase,
     Volume,
     VolumeStatus,
@@ -37,6 +41,7 @@ MOVE_EXTEND = (
     " expires_at = :expires_at, reason = :reason WHERE id = :id AND phase = :old_phase"
 )
 
+Value = TypeVar("Value")
 Values = dict[str, str | int | None]
 
 
@@ -85,48 +90,106 @@ def of_extend(extend: Extend) -> Values:
     }
 
 
-def to_volume(row: sqlite3.Row, attachments: list[Attachment]) -> Volume:
-    """Make a volume of its row and its attachments."""
-    return Volume(
-        id=row["id"],
-        name=row["name"],
-        backend=row["backend"],
-        size_bytes=row["size_bytes"],
-        backend_bytes=row["backend_bytes"],
-        status=VolumeStatus(row["status"]),
-        multi_attach=bool(row["multi_attach"]),
-        provider_data=row["provider_data"],
-        attachments=tuple(attachments),
-        extend_new_size_bytes=row["extend_new_size_bytes"],
-    )
+def to_volume(row: Row, attachments: list[Attachment]) -> Volume:
+    """Make a volume of its row and its attachments. Raises BackendError for a row that makes no sense."""
+    with _sense(row, "a volume"):
+        return Volume(
+            id=_text(row, "id"),
+            name=_text(row, "name"),
+            backend=_text(row, "backend"),
+            size_bytes=_count(row, "size_bytes"),
+            backend_bytes=_count(row, "backend_bytes"),
+            status=VolumeStatus(row["status"]),
+            multi_attach=bool(_count(row, "multi_attach")),
+            provider_data=_text(row, "provider_data"),
+            attachments=tuple(attachments),
+            extend_new_size_bytes=_given(row, "extend_new_size_bytes", _count),
+        )
 
 
-def to_attachment(row: sqlite3.Row) -> Attachment:
-    """Make an attachment of its row."""
-    connection = row["protocol"] and ConnectionInfo(row["protocol"], json.loads(row["properties"]))
-    return Attachment(
-        id=row["id"],
-        volume_id=row["volume_id"],
-        host=row["host"],
-        instance=row["instance"],
-        monitor=row["monitor"],
-        state=AttachmentState(row["state"]),
-        connection_info=connection,
-        device_path=row["device_path"],
-        instance_process=row["instance_process"],
-    )
+def to_options(row: Row) -> dict[str, object]:
+    """Read the options that a volume was asked for with. Raises BackendError as `to_volume`."""
+    with _sense(row, "the options of a volume"):
+        options = json.loads(_text(row, "options"))
+        if not isinstance(options, dict):
+            raise ValueError(f"options is {options!r}")
+        return options
 
 
-def to_extend(row: sqlite3.Row) -> Extend:
-    """Make an extend of its row."""
-    return Extend(
-        id=row["id"],
-        volume_id=row["volume_id"],
-        from_bytes=row["from_bytes"],
-        requested_bytes=row["requested_bytes"],
-        to_bytes=row["to_bytes"],
-        phase=Phase(row["phase"]),
-        expires_at=datetime.fromisoformat(row["expires_at"]),
-        deferred=bool(row["deferred"]),
-        reason=row["reason"],
-    )
+def to_attachment(row: Row) -> Attachment:
+    """Make an attachment of its row. Raises BackendError as `to_volume`."""
+    with _sense(row, "an attachment"):
+        return Attachment(
+            id=_text(row, "id"),
+            volume_id=_text(row, "volume_id"),
+            host=_text(row, "host"),
+            instance=_given(row, "instance", _text),
+            monitor=_given(row, "monitor", _text),
+            state=AttachmentState(row["state"]),
+            connection_info=_given(row, "protocol", _connection_info),
+            device_path=_given(row, "device_path", _text),
+            instance_process=_given(row, "instance_process", _text),
+        )
+
+
+def to_extend(row: Row) -> Extend:
+    """Make an extend of its row. Raises BackendError as `to_volume`."""
+    with _sense(row, "an extend"):
+        return Extend(
+            id=_count(row, "id"),
+            volume_id=_text(row, "volume_id"),
+            from_bytes=_count(row, "from_bytes"),
+            requested_bytes=_count(row, "requested_bytes"),
+            to_bytes=_count(row, "to_bytes"),
+            phase=Phase(row["phase"]),
+            expires_at=_time(row, "expires_at"),
+            deferred=bool(_count(row, "deferred")),
+            reason=_text(row, "reason"),
+        )
+
+
+def to_message(row: Row) -> Message:
+    """Make a message of its row. Raises BackendError as `to_volume`."""
+    with _sense(row, "a message"):
+        return Message(_time(row, "at"), _text(row, "text"))
+
+
+@contextmanager
+def _sense(row: Row, what: str) -> Iterator[None]:
+    """Name the file when a value is none that we wrote: SQLite does not notice a bit that was flipped."""
+    try:
+        yield
+    except (ValueError, IndexError, RecursionError) as error:  # IndexError: there is no such column
+        raise BackendError(f"state file {row.path}", f"holds {what} that makes no sense: {error}") from error
+
+
+def _given(row: Row, column: str, read: Callable[[Row, str], Value]) -> Value | None:
+    return None if row[column] is None else read(row, column)
+
+
+def _text(row: Row, column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{column} is {value!r}")
+    return value
+
+
+def _count(row: Row, column: str) -> int:
+    value = row[column]
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{column} is {value!r}")
+    return value
+
+
+def _time(row: Row, column: str) -> datetime:
+    time = datetime.fromisoformat(_text(row, column))
+    if time.tzinfo is None:
+        raise ValueError(f"{column} has no zone")
+    return time
+
+
+def _connection_info(row: Row, column: str) -> ConnectionInfo:
+    properties = json.loads(_text(row, "properties"))
+    if not isinstance(properties, dict) or not all(isinstance(value, str) for value in properties.values()):
+        raise ValueError("properties hold something else than text")  # not shown: secrets are among them
+    return ConnectionInfo(_text(row, column), properties)

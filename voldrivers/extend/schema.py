@@ -1,5 +1,8 @@
 """The schema of the state file: one tuple of statements a version."""
 
+#: In the header of every file of ours (sqlite.org/pragma.html#pragma_application_id); never changes.
+APPLICATION_ID = int.from_bytes(b"VolD")
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE volumes (

@@ -4,13 +4,11 @@ Each change is one transaction that compares what it expects to find, so two pro
 win. Nothing here calls a driver or a host.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
-from voldrivers.errors import InvalidState, NotFound
+from voldrivers.errors import InvalidInput, InvalidState, NotFound
 from voldrivers.extend import records
 from voldrivers.extend.database import Database
 from voldrivers.model import (
@@ -68,8 +66,7 @@ class Store:
     def creation_options(self, volume: Volume) -> dict[str, object]:
         """The options that a volume was asked for with, to create it again after a crash."""
         row = self.database.one("SELECT options FROM volumes WHERE id = ?", volume.id)
-        options: dict[str, object] = {} if row is None else json.loads(row["options"])
-        return options
+        return {} if row is None else records.to_options(row)
 
     def volume_created(self, volume: Volume, provider_data: str, backend_bytes: int) -> None:
         """Publish a created volume; its size is the one that the backend really has."""
@@ -87,6 +84,12 @@ class Store:
             if self.database.one("SELECT 1 FROM attachments WHERE volume_id = ?", volume.id):
                 raise InvalidState(volume.title, "attached", "detached")
             self._set_status(volume.id, VolumeStatus.DELETING)
+
+    def keep(self, volume: Volume, status: VolumeStatus) -> None:
+        """Take a delete back that the backend refused."""
+        with self.database.transaction():
+            self._expect(volume, VolumeStatus.DELETING)
+            self._set_status(volume.id, status)
 
     def remove_volume(self, volume: Volume) -> None:
         """Forget a volume and everything recorded about it."""
@@ -156,7 +159,12 @@ class Store:
     # --- hints and messages
 
     def add_hint(self, volume: Volume, extend_id: int, kind: str) -> None:
-        """Insert a completion or a cancel: a hint to look now. Never waits for the volume's lock."""
+        """Insert a completion or a cancel: a hint to look now. Never waits for the volume's lock.
+
+        Raises InvalidInput for a number that no extend can have.
+        """
+        if abs(extend_id) >= 2**63:  # SQLite's INTEGER cannot hold it
+            raise InvalidInput(volume.title, "has no such extend")
         with self.database.transaction():
             self.database.change(
                 "INSERT INTO hints (volume_id, extend_id, kind, at) VALUES (?, ?, ?, ?)",
@@ -173,7 +181,7 @@ class Store:
         rows = self.database.all(
             "SELECT at, text FROM messages WHERE volume_id = ? ORDER BY rowid", volume.id
         )
-        return tuple(Message(datetime.fromisoformat(row["at"]), row["text"]) for row in rows)
+        return tuple(map(records.to_message, rows))
 
     def note(self, volume: Volume, text: str) -> None:
         """Leave a message for the operator."""

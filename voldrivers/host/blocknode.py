@@ -10,12 +10,16 @@ from typing import Any
 
 from voldrivers.errors import BackendError, InvalidSize, InvalidState, NoSpace, VolDriverError
 from voldrivers.host.qmp import Monitor
+from voldrivers.mounts import place_of
 from voldrivers.sizes import format_size
 
 #: QEMU 7.2 aborts on block_resize while its images belong to the other side of a migration
 #: (assertion !(bs->open_flags & BDRV_O_INACTIVE)), so only these states and no others.
 _RESIZABLE = ("running", "paused", "prelaunch")
 _NO_MIGRATION = ("none", "cancelled", "failed")
+
+#: The formats in which a volume's file could be opened; other drivers are filters and protocols.
+_FORMATS = frozenset(["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks", "parallels"])
 
 #: What QEMU says when the state of the node or its file forbids a resize, and what it must be instead.
 _REFUSALS = (
@@ -31,12 +35,14 @@ _REFUSALS = (
 class BlockNode:
     """The top node of one disk of a guest, as QEMU shows it now.
 
-    `disk` is the QOM path of the guest's disk, `file` what the node stores its blocks in.
+    `disk` is the QOM path of the guest's disk, `file` what the node stores its blocks in, `driver` the
+    format that the node has, or the filter it is.
     """
 
     name: str
     disk: str
     file: str
+    driver: str
     size_bytes: int
     read_only: bool
 
@@ -49,19 +55,32 @@ def disk_id(volume_id: str) -> str:
     return f"vol-{sha256(volume_id.encode()).hexdigest()[:27]}"
 
 
-def find(monitor: Monitor, volume_id: str, path: Path) -> BlockNode | None:
-    """Find the node, anew at each call: by our disk, else by the file; None when the guest has neither.
+def find(monitor: Monitor, volume_id: str, path: Path) -> list[BlockNode]:
+    """Find the nodes, anew at each call: of our disk, then of every other disk with the file; none if none.
 
-    Always the top one: resizing a node below a filter leaves the guest with the old size. Raises
+    Always the top ones: resizing a node below a filter leaves the guest with the old size. Raises
     InvalidState when our disk meanwhile stores its blocks elsewhere (an external snapshot, a mirror).
     """
     nodes = list(_nodes(monitor))
-    for node in nodes:
-        if node.disk.startswith(f"/machine/peripheral/{disk_id(volume_id)}/"):
-            if not _same_file(node.file, path):
-                raise InvalidState(f"block node {node.name}", f"stored in {node.file}", f"stored in {path}")
-            return node
-    return next((node for node in nodes if _same_file(node.file, path)), None)
+    ours = [n for n in nodes if n.disk.startswith(f"/machine/peripheral/{disk_id(volume_id)}/")]
+    for node in ours:
+        if not _same_file(node.file, path):
+            raise InvalidState(f"block node {node.name}", f"stored in {node.file}", f"stored in {path}")
+    return ours + [node for node in nodes if node not in ours and _same_file(node.file, path)]
+
+
+def check_identity(
+    monitor: Monitor, node: BlockNode, path: Path, image_format: str, qemu_pid: int | None
+) -> None:
+    """Refuse a node that is not the volume: in another format than recorded, or of a file since replaced.
+
+    A guest can write a header of another format into a raw disk, and a QEMU that was started to guess
+    believes it. `qemu_pid` is None where it is not known. Raises InvalidState; changes nothing.
+    """
+    if node.driver != image_format and not _is_filtered(monitor, path, image_format):
+        raise InvalidState(f"block node {node.name}", f"opened as {node.driver}", f"opened as {image_format}")
+    if qemu_pid is not None and _has_other_file(qemu_pid, path):
+        raise InvalidState(f"block node {node.name}", f"of a file that is no longer {path}", "of that file")
 
 
 def check_resizable(monitor: Monitor, node: BlockNode) -> None:
@@ -95,13 +114,39 @@ def _nodes(monitor: Monitor) -> Iterator[BlockNode]:
     """List the disks with a medium. QEMU's `query-block` leaves out filters that jobs insert."""
     for entry in monitor.execute("query-block"):
         if inserted := entry.get("inserted"):
+            size_bytes = inserted["image"]["virtual-size"]
+            if type(size_bytes) is not int or size_bytes < 0:
+                raise ValueError(f"a virtual size of {size_bytes!r}")
             yield BlockNode(
                 name=inserted["node-name"],
                 disk=entry.get("qdev", ""),
                 file=_file(inserted["file"]),
-                size_bytes=inserted["image"]["virtual-size"],
+                driver=inserted["drv"],
+                size_bytes=size_bytes,
                 read_only=inserted["ro"],
             )
+
+
+def _is_filtered(monitor: Monitor, path: Path, image_format: str) -> bool:
+    """Tell whether the node with the format lies below filters: throttle, copy-on-read and their like."""
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    formats = {node["drv"] for node in nodes if _same_file(_file(node["file"]), path)}
+    return image_format in formats and not formats & (_FORMATS - {image_format})
+
+
+def _has_other_file(pid: int, path: Path) -> bool:
+    """Tell whether a QEMU provably has not opened the file that is at `path` now.
+
+    Only who may look at its open files can tell. Over a network another mount of the same share has
+    another device number, so there the inode alone counts.
+    """
+    try:
+        here = path.stat()
+        opened = [os.stat(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    local = place_of(path.parent).mount.is_local
+    return not any(o.st_ino == here.st_ino and (o.st_dev == here.st_dev or not local) for o in opened)
 
 
 def _file(filename: str) -> str:

@@ -18,13 +18,15 @@ def serial(volume_id: str) -> str:
     return volume_id[:_SERIAL_BYTES]
 
 
-def plug(monitor: Monitor, volume: Volume, path: Path, image_format: str) -> None:
+def plug(monitor: Monitor, volume: Volume, path: Path, image_format: str, qemu_pid: int | None) -> None:
     """Add node and disk; a guest that has the file already, however it came to it, is left alone.
 
     Nothing is left behind on failure. Raises InvalidState (another process holds the file, no free
     port), BackendError, OutcomeUnknown.
     """
-    if blocknode.find(monitor, volume.id, path):
+    if nodes := blocknode.find(monitor, volume.id, path):
+        for node in nodes:
+            blocknode.check_identity(monitor, node, path, image_format, qemu_pid)
         return
     name = blocknode.disk_id(volume.id)
     _delete_node(monitor, name)  # left by a plug that was killed half-way
@@ -48,7 +50,8 @@ def unplug(monitor: Monitor, volume: Volume, path: Path, timeout_s: float) -> No
     # The node is free a moment after its disk has gone: QEMU ends it from a callback.
     process.wait_until(lambda: _delete_node(monitor, name), timeout_s, f"{name} to be closed")
     if foreign := blocknode.find(monitor, volume.id, path):
-        raise InvalidState(f"file {path}", f"used through disk {foreign.disk}", "unplugged by who plugged it")
+        used = f"used through disk {foreign[0].disk}"
+        raise InvalidState(f"file {path}", used, "unplugged by who plugged it")
 
 
 def _add_node(monitor: Monitor, name: str, path: Path, image_format: str) -> None:

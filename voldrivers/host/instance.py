@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from voldrivers import process
-from voldrivers.errors import InvalidState, NotFound
+from voldrivers.errors import BackendError, InvalidState, NotFound
 from voldrivers.host import qmp
 from voldrivers.host.qmp import Monitor
 from voldrivers.model import Attachment, InstanceState
@@ -26,7 +26,7 @@ def find(attachment: Attachment, qmp_dir: Path | None, timeout_s: float) -> Atta
     with Monitor(path, timeout_s) as monitor:
         identity = _qemu_identity(monitor.peer_pid)
         # Answered after the identity was taken: so it was taken of the living QEMU.
-        name = attachment.instance or monitor.execute("query-name").get("name") or path.stem
+        name = attachment.instance or _name(monitor) or path.stem
     return replace(attachment, instance=name, monitor=str(path), instance_process=identity)
 
 
@@ -48,6 +48,12 @@ def is_gone(attachment: Attachment) -> bool:
     return process.is_gone(attachment.instance_process) and not qmp.is_listening(Path(attachment.monitor))
 
 
+def qemu_pid(attachment: Attachment) -> int | None:
+    """Give the number of the QEMU that the attachment was made to; None when it is not known or gone."""
+    identity = attachment.instance_process
+    return None if identity is None or process.is_gone(identity) else int(identity.split()[1])
+
+
 @contextmanager
 def held(attachment: Attachment, timeout_s: float) -> Iterator[None]:
     """Keep every other voldrivers process on this machine from plugging into the instance.
@@ -64,6 +70,18 @@ def held(attachment: Attachment, timeout_s: float) -> Iterator[None]:
             subject = f"instance {attachment.place}"
             raise InvalidState(subject, "held by another voldrivers process", "free")
         yield
+
+
+def _name(monitor: Monitor) -> str:
+    """Ask QEMU for the guest's name; "" where it has none."""
+    answer = monitor.execute("query-name")
+    try:
+        name: str = answer.get("name", "")
+        name.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        reason = f"gave an answer that makes no sense: {answer!r:.80}"
+        raise BackendError(f"QEMU at {monitor.path}", reason) from error
+    return name
 
 
 def _bound(holder: socket.socket, name: str) -> bool:

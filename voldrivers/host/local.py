@@ -40,9 +40,15 @@ class LocalOptions:
     """What an operator may say about this machine."""
 
     qmp_dir: Path | None = option("directory with the QMP socket of every instance, NAME.qmp", None)
-    monitor_timeout_s: float = option("seconds to wait for a QMP connection and for an answer", 5.0)
-    resize_timeout_s: float = option("seconds to wait for QEMU to resize a volume", 30.0)
-    unplug_timeout_s: float = option("seconds to wait for a guest to let go of a disk", 15.0)
+    monitor_timeout_s: float = option(
+        "seconds to wait for a QMP connection and for an answer", 5.0, minimum=0.1, maximum=3600
+    )
+    resize_timeout_s: float = option(
+        "seconds to wait for QEMU to resize a volume", 30.0, minimum=0.1, maximum=3600
+    )
+    unplug_timeout_s: float = option(
+        "seconds to wait for a guest to let go of a disk", 15.0, minimum=0.1, maximum=3600
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class LocalHost(Host):
         if attachment.monitor:
             image = _image(attachment)
             with self.hold(attachment), self._asked(attachment) as monitor:
-                hotplug.plug(monitor, volume, image.path, image.format)
+                hotplug.plug(monitor, volume, image.path, image.format, instance.qemu_pid(attachment))
 
     def unplug(self, volume: Volume, attachment: Attachment) -> None:
         """Take the disk out of the instance and wait until its guest has let go of it."""
@@ -117,7 +123,8 @@ class LocalHost(Host):
         if attachment.instance is None or instance.is_gone(attachment):
             return
         with self._asked(attachment) as monitor:
-            blocknode.check_resizable(monitor, self._node(monitor, volume, attachment))
+            for node in self._nodes(monitor, volume, attachment):
+                blocknode.check_resizable(monitor, node)
 
     def rescan(self, volume: Volume, attachment: Attachment) -> None:
         """Check that the share answers: a file needs no more, whoever opens it sees its size."""
@@ -133,20 +140,14 @@ class LocalHost(Host):
         """Look, have QEMU resize the node, look again, all on one connection.
 
         QEMU shrinks a live disk without a word, and its own figure is a cache: so it is never asked
-        for less than it shows or the file has, and not at all when it shows just that.
+        for less than it shows or the file has, and not at all when both show just that.
         """
         if attachment.instance is None:
             return
         with self._asked(attachment) as monitor:
-            node = self._node(monitor, volume, attachment)
-            blocknode.check_resizable(monitor, node)
-            wanted_bytes = self._wanted_bytes(attachment, node, extend)
-            if node.size_bytes == wanted_bytes:
-                return
-            if extend.expired(utc_now()):
-                raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
-            blocknode.resize(monitor, node, wanted_bytes, self.options.resize_timeout_s)
-            self._check_shown(self._node(monitor, volume, attachment), attachment, wanted_bytes)
+            for node in self._nodes(monitor, volume, attachment):
+                blocknode.check_resizable(monitor, node)
+                self._resize(monitor, node, volume, attachment, extend)
 
     def cancel(self, extend: Extend, attachment: Attachment) -> None:
         """Return when QEMU answers a new connection: no earlier request can then take effect any more.
@@ -177,11 +178,11 @@ class LocalHost(Host):
         row = LedgerRow("QEMU node", attachment.place, None, expected_bytes, repair=_repair(volume))
         try:
             with self._asked(attachment) as monitor:
-                node = self._node(monitor, volume, attachment)
+                nodes = self._nodes(monitor, volume, attachment)
         except VolDriverError as error:
             return () if instance.is_gone(attachment) else (replace(row, note=str(error)),)
-        row = replace(row, observed_bytes=node.size_bytes, note=node.name)
-        return (row, *self._guest_rows(volume, attachment, expected_bytes))
+        rows = [replace(row, observed_bytes=node.size_bytes, note=node.name) for node in nodes]
+        return (*rows, *self._guest_rows(volume, attachment, expected_bytes))
 
     def _connected_path(self, connection_info: ConnectionInfo) -> Path:
         properties = connection_info.properties
@@ -210,21 +211,41 @@ class LocalHost(Host):
             reason = f"gave an answer that makes no sense: {error!r}"
             raise BackendError(f"QEMU of {attachment.place}", reason) from error
 
-    def _node(self, monitor: Monitor, volume: Volume, attachment: Attachment) -> blocknode.BlockNode:
-        node = blocknode.find(monitor, volume.id, _image(attachment).path)
-        if node is None:
+    def _nodes(self, monitor: Monitor, volume: Volume, attachment: Attachment) -> list[blocknode.BlockNode]:
+        """Find the nodes with the volume, at least one, each proved to be of its file and format."""
+        image = _image(attachment)
+        nodes = blocknode.find(monitor, volume.id, image.path)
+        if not nodes:
             raise InvalidState(f"{volume.title} on {attachment.place}", "not in the instance", "plugged in")
-        return node
+        for node in nodes:
+            blocknode.check_identity(monitor, node, image.path, image.format, instance.qemu_pid(attachment))
+        return nodes
 
-    def _wanted_bytes(self, attachment: Attachment, node: blocknode.BlockNode, extend: Extend) -> int:
-        """Never less than QEMU or the file shows; in whole sectors, as qcow2 counts."""
+    def _resize(
+        self,
+        monitor: Monitor,
+        node: blocknode.BlockNode,
+        volume: Volume,
+        attachment: Attachment,
+        extend: Extend,
+    ) -> None:
+        """Resize one node, never below what QEMU or the file shows; in whole sectors, as qcow2 counts.
+
+        A file that is shorter than its node shows was cut by somebody; the same size again mends it.
+        """
         image = _image(attachment)
         file_bytes = filesystem.image_bytes(image.path, image.format)
         wanted_bytes = max(extend.to_bytes, node.size_bytes, file_bytes)
-        return -(-wanted_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+        wanted_bytes = -(-wanted_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+        if node.size_bytes == file_bytes == wanted_bytes:
+            return
+        if extend.expired(utc_now()):
+            raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
+        blocknode.resize(monitor, node, wanted_bytes, self.options.resize_timeout_s)
+        again = next(n for n in self._nodes(monitor, volume, attachment) if n.name == node.name)
+        self._check_shown(again, image, wanted_bytes)
 
-    def _check_shown(self, node: blocknode.BlockNode, attachment: Attachment, wanted_bytes: int) -> None:
-        image = _image(attachment)
+    def _check_shown(self, node: blocknode.BlockNode, image: _Image, wanted_bytes: int) -> None:
         shown_bytes = min(node.size_bytes, filesystem.image_bytes(image.path, image.format))
         if shown_bytes < wanted_bytes:
             shown, wanted = format_size(shown_bytes), format_size(wanted_bytes)

@@ -149,9 +149,9 @@ def is_listening(path: Path) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             return False
-        except BlockingIOError:  # so many wait for it already that the kernel takes no more
+        except OSError:  # nobody can tell: no permission, a loop of links, a full queue (EAGAIN)
             return True
     return True
 

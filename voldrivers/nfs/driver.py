@@ -9,7 +9,7 @@ from pathlib import Path
 from voldrivers import filesystem, mounts
 from voldrivers.base import Driver, GrownByHypervisor, Run, round_size
 from voldrivers.capabilities import Capabilities, Condition, InUseExtend
-from voldrivers.errors import BackendError, InvalidInput, InvalidSize, InvalidState, NotSupported
+from voldrivers.errors import BackendError, InvalidSize, InvalidState, NotSupported
 from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Ledger, LedgerRow, Pool, Volume
 from voldrivers.nfs import files, imagelocks, qemuimg, share
 from voldrivers.nfs.image import FORMATS, Image, file_name, list_images, recorded_image
@@ -29,7 +29,7 @@ class _Opened:
     @property
     def size_bytes(self) -> int:
         """The size of the volume in it, read now."""
-        return filesystem.image_bytes(self.file, self.image.format)
+        return filesystem.image_bytes(self.file, self.image.format, called=self.path)
 
     def check_size(self, wanted_bytes: int) -> None:
         """Compare the size with what a program said it made. Raises BackendError."""
@@ -63,13 +63,9 @@ class NFSDriver(Driver, GrownByHypervisor):
     size_rule = SizeRule(granularity_bytes=512, minimum_bytes=512)
 
     def __init__(self, name: str, options: NFSOptions, run: Run) -> None:
-        """Check the options; nothing is mounted or opened. Raises InvalidInput."""
+        """Tell an export from a directory; nothing is mounted or opened. Raises InvalidInput."""
         super().__init__(name, options, run)
         self._is_export = share.is_export(options.share)
-        if not options.max_over_subscription_ratio >= 1.0:  # `not`: nan is refused too
-            raise InvalidInput(f"backend {name} max_over_subscription_ratio", "must be at least 1.0")
-        if not 0 <= options.reserved_percentage < 100:
-            raise InvalidInput(f"backend {name} reserved_percentage", "must be 0 to 99")
 
     def create_volume(self, volume: Volume, options: NFSVolumeOptions) -> str:
         """Make the file, whole or not at all; what an earlier, killed create left is removed."""
@@ -113,6 +109,7 @@ class NFSDriver(Driver, GrownByHypervisor):
         """
         self._check_size(volume, new_size_bytes)
         with self._opened(volume) as opened:
+            self._check_attached_from_here(volume, opened.path)
             if opened.image.format == "qcow2":
                 qemuimg.check_header(opened.path, opened.file)
             growth_bytes = new_size_bytes - opened.size_bytes
@@ -121,6 +118,8 @@ class NFSDriver(Driver, GrownByHypervisor):
             files.check_writable(opened.path, opened.file)
             if opened.image.preallocated and opened.image.format == "qcow2" and not volume.nobody_runs:
                 raise NotSupported(volume.title, "QEMU cannot keep a qcow2 preallocated while it is in use")
+            if volume.nobody_runs:
+                imagelocks.check_unheld(opened.path, opened.file)
             self._check_room(volume, opened.path, opened.image, growth_bytes)
 
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
@@ -130,7 +129,10 @@ class NFSDriver(Driver, GrownByHypervisor):
         """
         with self._opened(volume) as opened:
             image, observed_bytes = opened.image, opened.size_bytes
+            self._check_attached_from_here(volume, opened.path)
             if observed_bytes < new_size_bytes:
+                if image.preallocated:  # the room of admission may be gone, and what has grown stays
+                    self._check_room(volume, opened.path, image, new_size_bytes - observed_bytes)
                 if not volume.nobody_runs:
                     return ExtendReply.DEFERRED
                 self._grow(opened, new_size_bytes)
@@ -175,6 +177,17 @@ class NFSDriver(Driver, GrownByHypervisor):
         with self._opened(volume) as opened:
             size_bytes, note = opened.size_bytes, opened.image.format
             return (LedgerRow("file", str(opened.path), size_bytes, expected_bytes, note=note),)
+
+    def _check_attached_from_here(self, volume: Volume, path: Path) -> None:
+        """Refuse a volume that hosts have from another share than the one of today's configuration."""
+        for attachment in volume.attachments:
+            if attachment.connection_info is None:
+                continue
+            there = attachment.connection_info.properties
+            here = {"export": self.options.share} if self._is_export else {"path": str(path)}
+            if any(there.get(key) != value for key, value in here.items()):
+                where = f"attached to {attachment.place} from {there.get('export') or there.get('path')}"
+                raise InvalidState(volume.title, where, f"attached from {next(iter(here.values()))}")
 
     @contextmanager
     def _opened(self, volume: Volume) -> Iterator[_Opened]:
@@ -247,7 +260,7 @@ def _is_made(volume: Volume, path: Path, image: Image) -> bool:
     with files.opened(path) as file:
         if image.format == "qcow2":
             qemuimg.check_header(path, file)
-        size_bytes = filesystem.image_bytes(file, image.format)
+        size_bytes = filesystem.image_bytes(file, image.format, called=path)
     if size_bytes != volume.size_bytes:
         needed = f"{format_size(volume.size_bytes)} to be {volume.title}"
         raise InvalidState(f"file {path}", f"{format_size(size_bytes)} large", needed)

@@ -23,6 +23,7 @@ from voldrivers.errors import (
     NoSpace,
     NotFound,
     NotSupported,
+    OutcomeUnknown,
     VolDriverError,
 )
 from voldrivers.sizes import format_size
@@ -33,6 +34,9 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: What a QEMU tool prints when another QEMU holds the image (QEMU block/file-posix.c).
 _HELD = re.compile(r'Failed to get (shared )?"[\w ]+" lock')
+
+#: What `_leading_to` gives.
+_OPEN_FILE = re.compile(r"/proc/\d+/fd/\d+")
 
 
 @contextmanager
@@ -113,8 +117,16 @@ def typed_errors(subject: str, wanted_bytes: int = 0) -> Iterator[None]:
             raise InvalidState(subject, "held by a QEMU", "closed by every QEMU") from error
         number = next((n for n in _KINDS if os.strerror(n) in error.reason), None)
         if number is None or error.exit_code == 127:  # 127: prlimit(1) did not find the program
-            raise replace(error, subject=f"{subject}: {error.subject}") from error
+            reason = _named(error.reason, subject)
+            raise replace(error, subject=f"{subject}: {error.subject}", reason=reason) from error
         raise _typed(number, subject, os.strerror(number), wanted_bytes) from error
+    except OutcomeUnknown as error:
+        raise replace(error, what=_named(error.what, subject)) from error
+
+
+def _named(text: str, subject: str) -> str:
+    """Put the name that people know where a program was given the open file."""
+    return _OPEN_FILE.sub(subject.partition(" ")[2], text)
 
 
 def _typed(number: int | None, subject: str, reason: str, wanted_bytes: int) -> VolDriverError:
