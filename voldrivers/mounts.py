@@ -75,6 +75,13 @@ def place_of(path: Path) -> Place:
     return Place(here, _holder(mounts, here))
 
 
+def point_below(directory: Path, source: str) -> Path | None:
+    """Find where something is mounted directly below a directory; None where it is not."""
+    base = place_of(directory).path
+    at = {entry.point: entry.source for entry in _mounts() if entry.point.parent == base}
+    return next((point for point, what in at.items() if what.rstrip("/") == source.rstrip("/")), None)
+
+
 def _mounts() -> Iterator[Mount]:
     """Read the mounts, a later one at the same point hiding an earlier one."""
     # A mount point may hold any byte, so only a newline ends a line.

@@ -43,6 +43,8 @@ def mount(run: Run, export: str, options: str, base: Path, *, timeout_s: float =
         raise InvalidInput(f"share {export!r}", "must be server:/export")
     if not _MOUNT_OPTIONS.fullmatch(options):
         raise InvalidInput(f"mount options {options!r}", "must be name or name=value, separated by commas")
+    if point := mounts.point_below(base, export):
+        return point
     try:
         with _without_eventlet():
             from os_brick.remotefs.remotefs import RemoteFsClient  # 130 ms: only who mounts pays
@@ -52,10 +54,10 @@ def mount(run: Run, export: str, options: str, base: Path, *, timeout_s: float =
     client = RemoteFsClient(
         "nfs", "", execute=commands, nfs_mount_point_base=str(base), nfs_mount_options=options or None
     )
-    point = Path(client.get_mount_point(export))
-    if not _is_mounted(export, point):
-        _mount_with(client, commands, export, point)
-    return point
+    mounted = Path(client.get_mount_point(export))
+    if not _is_mounted(export, mounted):
+        _mount_with(client, commands, export, mounted)
+    return mounted
 
 
 @contextmanager
