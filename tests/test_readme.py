@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +61,5 @@ def test_the_commands_in_the_readme_work(tmp_path: Path) -> None:
         }, "the directory in which the reader stands is left as it was"
     finally:
         for pid in tmp_path.rglob("vm.pid"):
-            os.kill(int(pid.read_text()), signal.SIGKILL)
+            with suppress(FileNotFoundError, ProcessLookupError):  # the script's last line ended it
+                os.kill(int(pid.read_text()), signal.SIGKILL)
