@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from voldrivers import process
-from voldrivers.errors import BackendError, CommandFailed, InvalidInput, NotFound, OutcomeUnknown
+from voldrivers.errors import (
+    BackendError,
+    CommandFailed,
+    InvalidInput,
+    NotFound,
+    NotSupported,
+    OutcomeUnknown,
+)
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.guests.image import prepare
 from voldrivers.guests.linux import LinuxGuest
@@ -230,7 +237,7 @@ def test_the_guest_is_made_once(monkeypatch: pytest.MonkeyPatch, linux: LinuxGue
 
 def test_a_guest_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BackendError, match="cannot be started"):
+    with pytest.raises(NotSupported, match="apt-get is not installed"):
         prepare(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

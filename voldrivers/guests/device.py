@@ -4,6 +4,7 @@ It sees what a driver in a guest sees (the capacity register, the interrupt that
 one, sectors through a virtqueue) and is up in a tenth of a second.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from voldrivers.guests.qtest import Bus
 
 SECTOR_BYTES = 512
 
-_ANSWER_S = 20.0
 _SLOTS = range(32)
 # PCI: device and vendor of a transitional virtio disk in register 0; enable I/O, memory, bus master.
 _VIRTIO_BLK, _PCI_COMMAND, _PCI_BAR0, _PCI_ENABLE_ALL = 0x1001_1AF4, 4, 0x10, 7
@@ -42,19 +42,30 @@ class DeviceGuest(Machine):
     `-incoming defer`).
     """
 
-    def __init__(self, directory: Path, name: str = "guest", *, arguments: Sequence[str] = ()) -> None:
-        """Start it in `directory`. Raises as `Machine` does."""
+    def __init__(
+        self,
+        directory: Path,
+        name: str = "guest",
+        *,
+        arguments: Sequence[str] = (),
+        answer_s: float | None = 20.0,
+    ) -> None:
+        """Start it in `directory`. Raises as `Machine` does.
+
+        A disk, or QEMU itself, may take `answer_s` for a request; None is for as long as it takes.
+        """
         rom, qtest = directory / f"{name}.rom", directory / f"{name}.qtest"
         write_rom(rom)
         check_socket(qtest)
         driven = ("-qtest", f"unix:{qtest},server=on,wait=off", "-qtest-log", "/dev/null")
         super().__init__(directory, name, ["-bios", str(rom), "-m", "16", *driven, *arguments])
-        self._bus = Bus(qtest)
+        self._bus, self._answer_s = Bus(qtest, answer_s), answer_s
         self.connections.callback(self._bus.close)
 
     def disks(self) -> "list[Disk]":
         """Find every virtio disk on the bus and set up those that are new, as a driver does."""
-        return [Disk(self._bus, slot) for slot in _SLOTS if self._bus.pci(slot, 0) == _VIRTIO_BLK]
+        slots = [slot for slot in _SLOTS if self._bus.pci(slot, 0) == _VIRTIO_BLK]
+        return [Disk(self._bus, slot, self._answer_s) for slot in slots]
 
     def disk(self, serial: str) -> "Disk":
         """Find the disk with this serial, of which a virtio disk shows 20 bytes. Raises NotFound."""
@@ -82,9 +93,10 @@ class DeviceGuest(Machine):
 class Disk:
     """One virtio disk through its legacy interface, as its driver in a guest uses it."""
 
-    def __init__(self, bus: Bus, slot: int) -> None:
+    def __init__(self, bus: Bus, slot: int, answer_s: float | None) -> None:
         """Take the disk in a PCI slot; set it up unless that was done before."""
         self._bus, self.slot = bus, slot
+        self._answer_s = math.inf if answer_s is None else answer_s
         self._registers = 0xC000 + slot * 0x100
         self._ring = _RINGS + slot * _RING_BYTES
         if bus.pci(slot, _PCI_BAR0) != self._registers | 1 or self._read_register(_STATUS, 1) != _DRIVER_OK:
@@ -146,7 +158,7 @@ class Disk:
         self._bus.set_memory(self._available + 2, struct.pack("<H", following))
         self._write_register(_NOTIFY, 2, 0)
         what = f"the disk in slot {self.slot} to answer"
-        process.wait_until(lambda: self._index(self._used) == following, _ANSWER_S, what)
+        process.wait_until(lambda: self._index(self._used) == following, self._answer_s, what)
         status = self._bus.memory(_ANSWER, 1)[0]
         if status:
             where = f"{size_bytes} bytes at sector {first_sector}"

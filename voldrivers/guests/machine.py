@@ -1,5 +1,6 @@
 """The QEMU process under every test guest, and the choice between KVM and TCG."""
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from voldrivers.host.qmp import Monitor
 
 QEMU = "qemu-system-x86_64"
 
-_START_S = 30.0
+_START_S, _MOVE_S = 30.0, 60.0
 _LONGEST_SOCKET_PATH = 107  # bytes, unix(7)
 _ROM_BYTES, _RESET_VECTOR_BYTES, _HLT = 64 * 1024, 16, b"\xf4"
 _PROBE_S = 3.0
@@ -130,6 +131,20 @@ class Machine:
         with Monitor(self._control_socket) as control:
             return control.execute(command, arguments)
 
+    def save(self, state: Path) -> None:
+        """Write its memory and devices to a file and stay stopped; QEMU lets go of the disks.
+
+        Raises BackendError when QEMU cannot write it, OutcomeUnknown when it takes too long.
+        """
+        self.execute("stop")
+        self.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(state))}"})
+        self._wait_until_moved()
+
+    def resume(self) -> None:
+        """Go on from the state that `incoming` named. Raises as `save`, for a state that does not fit too."""
+        self._wait_until_moved()
+        self.execute("cont")
+
     def kill(self) -> None:
         """End QEMU by SIGKILL, as a crash would, and wait until it is gone. May be called again."""
         self.process.kill()
@@ -155,11 +170,33 @@ class Machine:
             reason = f"QEMU ended with exit code {self.process.wait()}: {printed}"
             raise BackendError(f"guest {self.name}", reason)
 
+    def _wait_until_moved(self) -> None:
+        def moved() -> bool:
+            try:
+                reply = self.execute("query-migrate")
+            except InvalidState:  # QEMU ends because it cannot read the state: `wait_until` says so
+                return False
+            if reply.get("status") == "failed":
+                raise BackendError(f"guest {self.name}", f"its state: {reply.get('error-desc', 'failed')}")
+            return bool(reply.get("status") == "completed")
+
+        self.wait_until(moved, _MOVE_S, "the move of its state")
+
     def _answers(self) -> bool:
         try:
             return self._control_socket.exists() and bool(self.execute("query-status"))
         except InvalidState:  # the socket is there before QEMU knows whether it can start
             return False
+
+
+def incoming(state: Path) -> list[str]:
+    """Give the arguments of a QEMU that begins with a state that one with the same others was saved to."""
+    return ["-incoming", f"exec:cat {shlex.quote(str(state))}"]
+
+
+def qemu_version() -> str:
+    """Give QEMU's own words for its version, as one line. Raises BackendError without QEMU."""
+    return process.run([QEMU, "--version"], timeout_s=_START_S).stdout.partition("\n")[0]
 
 
 def server(chardev: str, path: Path) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from voldrivers.errors import BackendError, OutcomeUnknown
 
-_ANSWER_S = 20.0
 # PCI configuration mechanism 1: address port, value port.
 _PCI_ADDRESS, _PCI_VALUE, _PCI_ENABLE = 0xCF8, 0xCFC, 1 << 31
 #: The port instructions by the bytes they move.
@@ -22,11 +21,11 @@ class Bus:
     Every call raises BackendError when QEMU refuses or is gone, OutcomeUnknown without an answer in time.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Connect to a socket that is there."""
+    def __init__(self, path: Path, answer_s: float | None) -> None:
+        """Connect to a socket that is there; None waits for answers as long as it takes."""
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_ANSWER_S)
+        self._socket.settimeout(answer_s)
         self._socket.connect(str(path))
         self._answers = self._socket.makefile("rb")
 
@@ -68,7 +67,8 @@ class Bus:
             self._socket.sendall(request.encode() + b"\n")
             answer = self._answers.readline().decode()
         except TimeoutError as error:
-            raise OutcomeUnknown(subject, f"no answer within {_ANSWER_S:g} seconds") from error
+            limit_s = self._socket.gettimeout()
+            raise OutcomeUnknown(subject, f"no answer within {limit_s:g} seconds") from error
         except OSError as error:
             raise BackendError(subject, f"QEMU is gone: {error.strerror}") from error
         word, _, value = answer.strip().partition(" ")
