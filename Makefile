@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PYTEST = $(PYTHON) -m pytest --junitxml=build/junit-$@.xml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test test-full test-minimum demo bench clean
+.PHONY: help setup lint check test test-full test-minimum demo lab bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ test: lint  ## Everything that fits twenty minutes; what CI runs
 	$(PYTEST) --tier ci
 
 test-full: lint  ## The same, exhaustive: an hour or more
-	$(PYTEST) --tier full
+	$(PYTEST) --tier full --override-ini=faulthandler_timeout=4000
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum
@@ -33,8 +33,12 @@ test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.tom
 demo: setup  ## Extend a volume while a guest uses it
 	$(PYTHON) demo/demo.py
 
-bench: setup  ## Print the figures: extend, start-up, listing, packages
+lab: setup  ## Start virtual machines with real LVM, iSCSI and NFS; see docs/lab.md
+	.venv/bin/voldrivers lab up
+
+bench: setup  ## Print the figures: extend, start-up, listing, packages, the lab
 	$(PYTHON) tools/bench
+	$(PYTHON) tools/bench-lab
 
 clean:  ## Remove results and caches; .venv/ stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

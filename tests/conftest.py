@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # tests that need no QEMU start without them
 
     from voldrivers.guests.device import DeviceGuest
 
+pytest_plugins = ["labs"]
+
 #: How many examples hypothesis tries, and which markers are left out.
 TIERS = {"quick": (50, {"slow", "full"}), "ci": (300, {"full"}), "full": (5000, set[str]())}
 

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("process", "locks", "mounts", "filesystem", "plugins", "registry", "memory"),
     ("nfs", "host"),
     ("extend", "guests"),
-    (),
+    ("lab",),
     ("cli",),
 )
 LIGHT_LAYERS = 3
@@ -50,18 +50,18 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "os_brick": ("nfs.share",),
     "qemu": ("host.qmp",),
     "asyncio": ("host.qmp",),
-    "threading": ("host.qmp",),
-    "concurrent": ("host.qmp",),
+    "threading": ("host.qmp", "lab.channel", "lab.keeper"),
+    "concurrent": ("host.qmp", "lab.states", "lab.keeper.service"),
     "sqlite3": ("extend",),
     "tomllib": ("registry",),
-    "subprocess": ("process",),
+    "subprocess": ("process", "lab.inside.agent"),
     "multiprocessing": (),
-    "pty": (),
+    "pty": ("lab.inside.agent",),
 }
 STARTS_PROGRAMS = re.compile(r"os\.(system|popen|exec[lv]\w*|fork\w*|spawn\w+|posix_spawnp?)")
 
 #: Where whatever is left may be caught: the last door to a person or to the network.
-BORDERS = {"cli"}
+BORDERS = {"cli", "lab.keeper.service", "lab.keeper.__main__"}
 
 #: The tables from an error to what an edge makes of it.
 EDGES = ("voldrivers.cli:EXIT_CODES", "voldrivers.cli:HINTS")
@@ -371,7 +371,7 @@ def test_examples_in_docstrings_work(name: str) -> None:
 @pytest.fixture
 def inner_run(tmp_path: Path) -> Callable[..., str]:
     """Run pytest with our conftest and settings on a test file; give what it printed."""
-    for name in ("pyproject.toml", "tests/conftest.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/labs.py"):
         shutil.copy(CHECKOUT / name, tmp_path)
 
     def inner(source: str, ci: str = "false", exit_code: int = 1) -> str:

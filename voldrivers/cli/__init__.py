@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from voldrivers.cli import arguments, failures
@@ -59,13 +59,22 @@ def _run(args: Namespace) -> int:
     _log_to_stderr(args.verbose)
     arguments.check(args)
     try:
-        from voldrivers.cli import commands  # the engine: not for --help
-
-        return commands.COMMANDS[args.command](args)
+        return _command(args.command)(args)
     except ModuleNotFoundError as error:
         from voldrivers.plugins import missing_library
 
         raise missing_library(error) from error
+
+
+def _command(name: str) -> Callable[[Namespace], int]:
+    """Import what a command needs and no more: the engine is not for `--help`, nor for a lab."""
+    if name.startswith("lab_"):
+        from voldrivers.cli import lab
+
+        return lab.COMMANDS[name]
+    from voldrivers.cli import commands
+
+    return commands.COMMANDS[name]
 
 
 def _log_to_stderr(verbose: int) -> None:

@@ -24,8 +24,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     absent = argparse.Namespace(verbose=0, config=None, volume=None)
     arguments = _parser().parse_args(_guarded(argv), absent)
     for name, value in vars(arguments).items():
-        if isinstance(value, str):
-            setattr(arguments, name, value.removeprefix(_GUARD))
+        setattr(arguments, name, _unguarded(value))
     return arguments
 
 
@@ -46,6 +45,12 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _unguarded(value: object) -> object:
+    if isinstance(value, list):
+        return [_unguarded(each) for each in value]
+    return value.removeprefix(_GUARD) if isinstance(value, str) else value
 
 
 def _guarded(argv: Sequence[str]) -> list[str]:
@@ -100,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)
+    _add_lab(
+        _group(words, "lab", "virtual machines with real LVM, iSCSI and NFS to try drivers in"), everywhere
+    )
     return parser
 
 
@@ -185,6 +193,44 @@ def _add_looking(words: Words, everywhere: argparse.ArgumentParser) -> None:
     _add(words, "capabilities", everywhere, "capabilities", "list what the installed drivers declare")
     config = _group(words, "config", "the configuration")
     _add(config, "check", everywhere, "check_config", "explain every key and say what is wrong")
+
+
+def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    up = _add(words, "up", everywhere, "lab_up", "start a lab; one that runs stays as it is")
+    run = _add_streaming(words, "run", everywhere, "lab_run", "run a command in a lab, or in one of its own")
+    shell = _add_streaming(words, "shell", everywhere, "lab_shell", "open a shell in a lab")
+    _add(words, "status", everywhere, "lab_status", "list the labs that run, remove what is left of others")
+    down = _add(words, "down", everywhere, "lab_down", "end a lab; nothing of it is kept")
+    save = _add(words, "save", everywhere, "lab_save", "keep a lab as it is now, for: lab up --from STATE")
+    save.add_argument("state", metavar="STATE")
+    lever = _add(words, "lever", everywhere, "lab_lever", "make something go wrong in a lab, or right again")
+    lever.add_argument("lever", metavar="LEVER", nargs="?", help="without it all are listed")
+    lever.add_argument("argv", metavar="ARGUMENT", nargs="*")
+    up.add_argument("--topology", choices=("one-host", "two-hosts", "three-hosts"))
+    up.add_argument("--vg", metavar="SIZE", help="of the disk under volume group vg0, 8G unless given")
+    up.add_argument("--nfs", metavar="SIZE", help="of the disk under /srv/nfs, 4G unless given")
+    up.add_argument("--from", metavar="STATE", dest="state", default="", help="what `lab save` kept")
+    up.add_argument("--idle", metavar="SECONDS", type=float, help="end it without commands for so long, 7200")
+    run.add_argument("--timeout", metavar="SECONDS", type=float, help="kill the command after so long")
+    run.add_argument(
+        "--results", metavar="DIR", help="where what it leaves in /results comes; made if missing"
+    )
+    run.add_argument("argv", metavar="COMMAND", nargs="+", help="after --, with its arguments")
+    for parser in (up, run, shell, down, save, lever):
+        parser.add_argument("--name", help="one of several labs")
+    for parser in (run, shell):
+        parser.add_argument("--on", metavar="MACHINE", default="storage", help="or the role that only it has")
+
+
+def _add_streaming(
+    words: Words, name: str, everywhere: argparse.ArgumentParser, command: str, help_: str
+) -> argparse.ArgumentParser:
+    """Add a command whose output is that of another one."""
+    parser: argparse.ArgumentParser = words.add_parser(
+        name, parents=[everywhere], help=help_, description=help_
+    )
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_named(

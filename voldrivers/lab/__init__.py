@@ -1,0 +1,1 @@
+"""Virtual machines with real LVM, LIO, open-iscsi, multipath, NFS and QEMU, to try drivers in."""
