@@ -209,7 +209,8 @@ def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
     up.add_argument("--topology", choices=("one-host", "two-hosts", "three-hosts"))
     up.add_argument("--vg", metavar="SIZE", help="of the disk under volume group vg0, 8G unless given")
     up.add_argument("--nfs", metavar="SIZE", help="of the disk under /srv/nfs, 4G unless given")
-    up.add_argument("--from", metavar="STATE", dest="state", default="", help="what `lab save` kept")
+    states = "what `lab save` kept; or attached, or linux-guest"
+    up.add_argument("--from", metavar="STATE", dest="state", default="", help=states)
     up.add_argument("--idle", metavar="SECONDS", type=float, help="end it without commands for so long, 7200")
     run.add_argument("--timeout", metavar="SECONDS", type=float, help="kill the command after so long")
     run.add_argument(
