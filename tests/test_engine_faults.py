@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from crashing import World, hook
+from crashing import NOON, World, hook
 
 from voldrivers.errors import (
     BackendError,
@@ -383,6 +383,19 @@ def test_waits_until_the_deadline_and_says_for_what(ram_path: Path) -> None:
             engine.extend("v", LARGE)
         assert 7.0 <= sum(slept) < 7.2
         assert (status(engine), *sizes(engine)) == (VolumeStatus.ERROR_EXTENDING, SMALL, LARGE)
+
+
+def test_a_clock_that_is_set_back_does_not_make_it_wait_longer(ram_path: Path) -> None:
+    world, slept, clock = World(host_type=BlindHost), list[float](), [NOON]
+    with world.engine(
+        ram_path, policy=Policy(deadline_s=7.0), sleep=slept.append, now=lambda: clock[0]
+    ) as engine:
+        engine.create_volume("v", SMALL)
+        engine.attach("v", "a", "vm")
+        hook(engine.site.hosts["a"], "rescan", lambda: clock.insert(0, NOON - timedelta(hours=1)))
+        with pytest.raises(BackendError, match="waited in vain"):
+            engine.extend("v", LARGE)
+        assert 6.5 < sum(slept) < 7.2
 
 
 def test_waits_for_a_layer_that_is_late(ram_path: Path) -> None:

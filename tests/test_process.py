@@ -188,6 +188,11 @@ def test_a_later_process_with_the_same_number_is_not_taken_for_it() -> None:
     assert is_gone(f"another-boot {pid} {started}")
 
 
+@pytest.mark.parametrize("text", ["", "gone", "a b c", "boot 1", "boot -1 5", "boot 1 5 extra"])
+def test_what_names_no_process_proves_nothing(text: str) -> None:
+    assert not is_gone(text)
+
+
 @pytest.mark.parametrize("name", [b"a) Z 1 (b", b"\xff\xfe", b"with space"])
 def test_a_name_cannot_hide_a_process(name: bytes, tmp_path: Path) -> None:
     program = os.fsencode(tmp_path) + b"/" + name
