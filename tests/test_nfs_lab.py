@@ -163,7 +163,9 @@ REFUSED_OVER_3 = "not (preallocated or without_an_instance or provably_gone or i
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("options", "chosen"), [("vers=4.2", ""), ("vers=3", REFUSED_OVER_3)])
+@pytest.mark.parametrize(
+    ("options", "chosen"), [("vers=4.2", ""), ("vers=3", REFUSED_OVER_3)], ids=["4.2", "3"]
+)
 def test_every_fault_of_an_extend_over_nfs(two_hosts: Lab, options: str, chosen: str) -> None:
     if options == "vers=3":
         levers.nfs_3(two_hosts, grace_s=3)
@@ -175,19 +177,13 @@ def run_over_nfs(lab: Lab, options: str, tests: str, *chosen: str, timeout_s: fl
     lab.bring_project("compute", CHECKOUT)
     export = "storage:/srv/nfs" if "vers=3" in options else "storage:/"
     shell(lab, "compute", f"mount -t nfs -o {options} {export} /mnt")
-    argv = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=/results/nfs.xml"]
     environment = {**project.ENVIRONMENT, "VOLDRIVERS_TEST_SHARES": "/mnt", "CI": "true"}
-    more = [
-        "-o",
-        "timeout=900",
-        "-o",
-        "faulthandler_timeout=1000",
-        "--rootdir=/project",
-        f"/project/tests/{tests}",
-    ]
+    limits = ["--override-ini=timeout=900", "--override-ini=faulthandler_timeout=1000"]
+    results = ["--rootdir=/project", "-p", "no:cacheprovider", "--junitxml=/results/nfs.xml"]
+    argv = ["python3", "-m", "pytest", "-q", *limits, *results, f"/project/tests/{tests}", *chosen]
     channel = lab.machine("compute").channel
     try:
-        print(channel.run([*argv, *more], timeout_s=timeout_s, env=environment).stdout)
+        print(channel.run(argv, timeout_s=timeout_s, env=environment).stdout)
     finally:
         LOGS.mkdir(parents=True, exist_ok=True)
         (LOGS / f"nfs-{options}-{tests}.xml").write_text(shell(lab, "compute", "cat /results/nfs.xml"))
