@@ -182,7 +182,7 @@ def test_a_command_runs_in_the_project_and_gives_its_exit_status(running: Person
             4,
             "state never-saved",
         ),
-        (("up", "--vg", "1"), 3, "at least 64 MiB"),
+        (("up", "--vg", "1"), 3, "64 MiB to 15 TiB"),
         (("save", "a b"), 3, "a name has letters"),
         (("lever", "no-such-lever"), 4, "lever no-such-lever does not exist"),
         (("shell",), 3, "its input is no terminal"),

@@ -211,8 +211,10 @@ def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
     up.add_argument("--nfs", metavar="SIZE", help="of the disk under /srv/nfs, 4G unless given")
     states = "what `lab save` kept; or attached, or linux-guest"
     up.add_argument("--from", metavar="STATE", dest="state", default="", help=states)
-    up.add_argument("--idle", metavar="SECONDS", type=float, help="end it without commands for so long, 7200")
-    run.add_argument("--timeout", metavar="SECONDS", type=float, help="kill the command after so long")
+    up.add_argument(
+        "--idle", metavar="SECONDS", type=_seconds, help="end it without commands for so long, 7200"
+    )
+    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="kill the command after so long")
     run.add_argument(
         "--results", metavar="DIR", help="where what it leaves in /results comes; made if missing"
     )
@@ -221,6 +223,16 @@ def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
         parser.add_argument("--name", help="one of several labs")
     for parser in (run, shell):
         parser.add_argument("--on", metavar="MACHINE", default="storage", help="or the role that only it has")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text.removeprefix(_GUARD))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text.removeprefix(_GUARD)!r}")
+    return seconds
 
 
 def _add_streaming(

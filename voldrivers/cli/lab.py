@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 
 from voldrivers.cli import failures
@@ -16,9 +16,10 @@ from voldrivers.errors import InvalidInput, InvalidSize, NotFound, VolDriverErro
 from voldrivers.lab.keeper import client, streams
 from voldrivers.lab.keeper.protocol import IDLE_S, Command, LabStatus, MachineStatus, Wish
 from voldrivers.lab.keeper.runtime import DEFAULT_NAME
-from voldrivers.sizes import MiB, format_size, parse_size
+from voldrivers.sizes import MiB, TiB, format_size, parse_size
 
-_SMALLEST_DISK_BYTES = 64 * MiB
+#: ext4 takes 16 TiB (ext4(5)); sparse, so it is free.
+_DISK_BYTES = (64 * MiB, 15 * TiB)
 
 
 def up(args: Namespace) -> int:
@@ -33,7 +34,7 @@ def up(args: Namespace) -> int:
 def run(args: Namespace) -> int:
     """`lab run`: in a lab that runs; without a name and without one in a lab for this command alone."""
     terminal = streams.input_is_terminal()
-    command = Command(args.on, tuple(args.argv), os.getcwd(), has_input=not terminal, timeout_s=args.timeout)
+    command = Command(args.on, tuple(args.argv), _here(), has_input=not terminal, timeout_s=args.timeout)
     return _run(args, command) if args.results is None else _run_for_results(args, command)
 
 
@@ -42,7 +43,7 @@ def shell(args: Namespace) -> int:
     if not streams.input_is_terminal():
         raise InvalidInput("lab shell", "its input is no terminal; use: voldrivers lab run")
     env = {"TERM": os.environ.get("TERM", "dumb"), "PS1": r"\h:\w# "}
-    return _run(args, Command(args.on, ("bash", "--norc"), os.getcwd(), env, streams.terminal_size()))
+    return _run(args, Command(args.on, ("bash", "--norc"), _here(), env, streams.terminal_size()))
 
 
 def status(args: Namespace) -> int:
@@ -130,11 +131,19 @@ def _run(args: Namespace, command: Command, take_results: streams.Take = lambda 
 def _list_levers(args: Namespace) -> int:
     from voldrivers.lab.levers import LEVERS  # the whole lab: only who asks pays
 
-    words = {name: list(signature(function).parameters)[1:] for name, function in LEVERS.items()}
+    words = {
+        name: [_shown(parameter) for parameter in list(signature(function).parameters.values())[1:]]
+        for name, function in LEVERS.items()
+    }
     does = {name: (function.__doc__ or "").partition("\n")[0] for name, function in LEVERS.items()}
-    rows = [(name, " ".join(words[name]).upper(), does[name]) for name in LEVERS]
+    rows = [(name, " ".join(words[name]), does[name]) for name in LEVERS]
     document: Document = [{"lever": n, "arguments": words[n], "does": does[n]} for n in LEVERS]
     return _say(args, table(("LEVER", "ARGUMENTS", "DOES"), rows), document)
+
+
+def _shown(parameter: Parameter) -> str:
+    word = parameter.name.upper()
+    return word if parameter.default is Parameter.empty else f"[{word}]"
 
 
 @contextmanager
@@ -142,12 +151,22 @@ def _advised() -> Iterator[None]:
     """Say what to do next in the words of the lab: the hints beside the errors are those for volumes."""
     try:
         yield
+    except KeyboardInterrupt as stopped:
+        stopped.add_note("see: voldrivers lab status")
+        raise
     except VolDriverError as error:
         if isinstance(error, NotFound) and error.kind == "lab":
             error.add_note(f"start it: voldrivers lab up --name {error.name}")
         elif not getattr(error, "__notes__", ()):
             error.add_note("see: voldrivers lab status")
         raise
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise InvalidInput("the working directory", "it is gone") from error
 
 
 def _name(args: Namespace) -> str:
@@ -159,9 +178,9 @@ def _size(option: str, text: str | None) -> int | None:
         size_bytes = None if text is None else parse_size(text)
     except ValueError as error:
         raise InvalidSize(option, str(error), str(text)) from error
-    if size_bytes is not None and (size_bytes < _SMALLEST_DISK_BYTES or size_bytes % MiB):
-        smallest = format_size(_SMALLEST_DISK_BYTES)
-        raise InvalidSize(option, f"a disk of the lab has at least {smallest}, in whole MiB", str(text))
+    if size_bytes is not None and (not _DISK_BYTES[0] <= size_bytes <= _DISK_BYTES[1] or size_bytes % MiB):
+        smallest, largest = map(format_size, _DISK_BYTES)
+        raise InvalidSize(option, f"a disk of the lab has {smallest} to {largest}, in whole MiB", str(text))
     return size_bytes
 
 
@@ -198,7 +217,7 @@ def _has(status: LabStatus, machine: MachineStatus) -> str:
 
 
 def _machines(status: LabStatus) -> str:
-    return ", ".join(m.name if m.running else f"{m.name} (off)" for m in status.machines)
+    return ", ".join(m.name if m.state == "running" else f"{m.name} ({m.state})" for m in status.machines)
 
 
 def _since(status: LabStatus) -> str:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from voldrivers.errors import BackendError, OutcomeUnknown
@@ -50,6 +51,8 @@ class Report:
     """What a guest saw until now. A disk that was taken away stays in it."""
 
     turns: int = 0
+    #: When it was written, in ISO 8601: a guest whose disk does not answer writes none.
+    written_at: str = ""
     ended: bool = False
     disks: list[DiskReport] = field(default_factory=list)
 
@@ -210,6 +213,7 @@ def read_report(text: str) -> Report:
 
 
 def _write(path: Path, report: Report) -> None:
+    report.written_at = datetime.now().astimezone().isoformat(timespec="milliseconds")
     written = path.with_suffix(".new")
     written.write_text(json.dumps(asdict(report)))
     written.rename(path)

@@ -14,6 +14,7 @@ from voldrivers.lab.cache import SAVED, Cache
 from voldrivers.lab.machine import BOOT_S, LabMachine, Model, Place, create_disks
 from voldrivers.lab.prepared import PREPARED
 from voldrivers.lab.states import State
+from voldrivers.sizes import format_size
 
 _BRING_S = 60.0
 
@@ -152,7 +153,9 @@ class Lab:
         if self._restore(name):
             return
         if name and name not in PREPARED:
-            raise NotFound("state", name, f" of a lab with {self.wanted.topology}")
+            vg, nfs = format_size(self.wanted.vg_bytes), format_size(self.wanted.nfs_bytes)
+            where = f" of a lab with {self.wanted.topology}, vg0 of {vg}, /srv/nfs of {nfs}"
+            raise NotFound("state", name, where)
         if not name or not self._restore(""):
             self.cache.say(f"booting {len(self.places)} machine{'s' if self.places[1:] else ''}")
             self._run(None)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 
 from voldrivers.base import Completed
-from voldrivers.errors import CommandFailed, InvalidInput, NotFound, NotSupported
+from voldrivers.errors import CommandFailed, InvalidInput, InvalidState, NotFound, NotSupported
 from voldrivers.lab.lab import Lab
+from voldrivers.lab.machine import LabMachine
 from voldrivers.process import wait_until
+from voldrivers.sizes import parse_size
 
 _COMMAND_S, _KILLED_S = 60.0, 10.0
 #: What the kernel keeps of a process's name: 15 bytes (proc(5), comm).
@@ -39,12 +41,12 @@ rpc.mountd && rpc.nfsd 0 && rpc.nfsd --nfs-version 3 4
 
 def freeze(lab: Lab, machine: str) -> None:
     """Stop a machine's CPUs: it keeps all it has, and answers nothing."""
-    lab.machine(machine).execute("stop")
+    _powered(lab, machine).execute("stop")
 
 
 def thaw(lab: Lab, machine: str) -> None:
     """Let a frozen machine go on, as if no time had passed."""
-    lab.machine(machine).execute("cont")
+    _powered(lab, machine).execute("cont")
 
 
 def reset(lab: Lab, machine: str) -> None:
@@ -62,7 +64,7 @@ def power_off(lab: Lab, machine: str) -> None:
 
 
 def power_on(lab: Lab, machine: str) -> None:
-    """Give a machine its power back, and wait until it is ready; `reset` says what has survived."""
+    """Give a machine its power back, and wait until it is ready; what was flushed has survived."""
     lab.power_on(machine)
 
 
@@ -82,9 +84,12 @@ def link_up(lab: Lab, machine: str, portal: str) -> None:
 def kill(lab: Lab, machine: str, process: str) -> None:
     """Kill a process by its number, or all of a name, and wait until they have ended.
 
-    Raises NotFound when there is none, OutcomeUnknown when one hangs in the kernel.
+    Raises NotFound when there is none, InvalidInput for init and for the kernel's own, OutcomeUnknown when
+    one hangs in the kernel.
     """
     pids = [process] if process.isdigit() else _pids(lab, machine, process)
+    if any(pid == "1" or _is_of_the_kernel(lab, machine, pid) for pid in pids):
+        raise InvalidInput(f"process {process}", "neither init nor a process of the kernel can be killed")
     alive = [pid for pid in pids if _is_alive(lab, machine, pid)]
     if not alive:
         raise NotFound("process", process, f" on {machine}")
@@ -140,7 +145,7 @@ def nfs_3(lab: Lab, grace_s: int = 50) -> None:
 
 
 def nfs_fill(lab: Lab, left_bytes: int = 0) -> None:
-    """Fill the export until `left_bytes` are left, for root too; nothing is written (fallocate(1))."""
+    """Fill the export until LEFT_BYTES are left, for root too; nothing is written (fallocate(1))."""
     nfs_free(lab)
     to_take = _free_bytes(lab) - left_bytes
     if to_take <= 0:
@@ -154,12 +159,12 @@ def nfs_fill(lab: Lab, left_bytes: int = 0) -> None:
 
 
 def nfs_free(lab: Lab) -> None:
-    """Give back what `nfs_fill` took."""
+    """Give back what `nfs-fill` took."""
     _run(lab, "storage", "rm", "--force", _FILLING)
 
 
 def nfs_read_only(lab: Lab) -> None:
-    """Export read-only from now on, for files that are open too, until `nfs_writable` or a reset."""
+    """Export read-only from now on, for files that are open too, until `nfs-writable` or a reset."""
     _run(lab, "storage", "exportfs", "-o", _READ_ONLY, f"{_CLIENTS}:{_EXPORT}")
 
 
@@ -193,10 +198,25 @@ def pull(lab: Lab, name: str, words: Sequence[str]) -> None:
         needed = " ".join(parameter.name.upper() for parameter in parameters) or "no arguments"
         raise InvalidInput(f"lever {name}", f"it takes {needed}")
     try:
-        arguments = [parameter.annotation(word) for parameter, word in zip(parameters, words, strict=False)]
+        arguments = [_read(parameter, word) for parameter, word in zip(parameters, words, strict=False)]
     except ValueError as error:
         raise InvalidInput(f"lever {name}", str(error)) from error
     lever(lab, *arguments)
+
+
+def _read(parameter: Parameter, word: str) -> object:
+    if parameter.name.endswith("_bytes"):
+        return parse_size(word)
+    if parameter.annotation is int and not word.isdecimal():
+        raise ValueError(f"{parameter.name.upper()} is a whole number, not {word!r}")
+    return parameter.annotation(word)
+
+
+def _powered(lab: Lab, machine: str) -> LabMachine:
+    found = lab.machine(machine)
+    if not found.is_running:
+        raise InvalidState(f"machine {found.name}", "off", "on")
+    return found
 
 
 def _set_links(lab: Lab, machine: str, portal: str, *, up: bool) -> None:
@@ -225,6 +245,15 @@ def _is_alive(lab: Lab, machine: str, pid: str) -> bool:
     except CommandFailed:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _is_of_the_kernel(lab: Lab, machine: str, pid: str) -> bool:
+    """Tell whether a process has no program (proc(5), exe)."""
+    try:
+        _run(lab, machine, "readlink", f"/proc/{pid}/exe")
+    except CommandFailed:
+        return _is_alive(lab, machine, pid)
+    return False
 
 
 def _load(lab: Lab, target: str) -> None:

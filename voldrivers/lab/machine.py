@@ -90,6 +90,13 @@ class LabMachine(Machine):
             error.add_note(f"the console of {self.name} ends with:\n{self.console_text()[-2000:]}")
             raise
 
+    @property
+    def state(self) -> str:
+        """Tell whether it is `running`, `frozen` or `off`."""
+        if not self.is_running:
+            return "off"
+        return "running" if self.execute("query-status")["running"] else "frozen"
+
     def console_text(self) -> str:
         """Give what its kernel and its init wrote to the serial console until now."""
         return self._console.read_text(errors="replace") if self._console.exists() else ""

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def dependencies_key() -> str:
         raise NotSupported("the lab", f"its machines have Python {wanted}, this is {ours}")
     digest = hashlib.sha256()
     for path in sorted(site_packages().iterdir()):
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_mtime_ns} {status.st_size}\n".encode())
+        digest.update(path.name.encode())
+        # What is installed anew is listed anew; a library's directory changes with its first import, too.
+        if (record := path / "RECORD").exists():
+            digest.update(str(record.stat().st_mtime_ns).encode())
     return digest.hexdigest()[:16]
 
 
@@ -85,12 +88,29 @@ def look(directory: Path) -> Files:
 
 
 def archive(directory: Path, names: Iterable[str]) -> bytes:
-    """Give these files of a directory as a tar archive."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as tar:
+    """Give these files of a directory as a tar archive; one that is gone meanwhile is left out.
+
+    Raises InvalidInput for one that cannot be read.
+    """
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
         for name in names:
-            tar.add(directory / name, arcname=name, recursive=False)
-    return content.getvalue()
+            with suppress(FileNotFoundError):
+                _add(tar, directory / name, name)
+    return packed.getvalue()
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add a file as it is when it is read; it may change all the time."""
+    member = tar.gettarinfo(path, arcname=name)
+    try:
+        content = path.read_bytes() if member.isreg() else b""
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InvalidInput(f"file {path}", f"cannot be brought to the lab: {error.strerror}") from error
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
 def _names(directory: Path) -> Iterable[str]:

@@ -163,7 +163,7 @@ def _log(text: str) -> None:
 def _machine_status(machine: LabMachine) -> MachineStatus:
     place = machine.place
     addresses = tuple(f"10.77.{net}.{place.number}" for net in (1, 2))
-    return MachineStatus(place.name, place.roles, addresses, machine.pid, machine.is_running)
+    return MachineStatus(place.name, place.roles, addresses, machine.pid, machine.state)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from voldrivers import process
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.lab import project
 from voldrivers.lab.keeper import runtime
-from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Wish, read_error
+from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Libraries, Wish, read_error
 from voldrivers.lab.keeper.runtime import Site
 from voldrivers.lab.keeper.streams import Streams, Take
 
@@ -55,8 +56,9 @@ def run(name: str, command: Command, take_results: Take = lambda _: None) -> int
     connection = Connection.open(place.socket)
     if connection is None:
         raise NotFound("lab", name)
+    libraries = Libraries(str(project.site_packages()), project.dependencies_key())
     try:
-        connection.send({"request": "run", "command": asdict(command)})
+        connection.send({"request": "run", "command": asdict(replace(command, libraries=libraries))})
         return Streams(connection, command, take_results).follow()
     finally:
         connection.close()

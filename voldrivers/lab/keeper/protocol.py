@@ -59,6 +59,14 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Libraries:
+    """The packages of one Python: where they are, and a name that changes with them."""
+
+    directory: str
+    key: str
+
+
+@dataclass(frozen=True)
 class Command:
     """A command in a machine; `project` is the directory that is brought to it first."""
 
@@ -71,11 +79,14 @@ class Command:
     timeout_s: float | None = None
     #: Whether /results is emptied before it and sent after it.
     results: bool = False
+    #: The libraries that it shall find: those of whoever asks.
+    libraries: Libraries | None = None
 
     @classmethod
     def read(cls, frame: Frame) -> Self:
         """Read what `dataclasses.asdict` wrote."""
-        return cls(**{**frame, "argv": tuple(frame["argv"])})
+        libraries = Libraries(**frame["libraries"]) if frame["libraries"] else None
+        return cls(**{**frame, "argv": tuple(frame["argv"]), "libraries": libraries})
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class MachineStatus:
     roles: tuple[str, ...]
     addresses: tuple[str, ...]
     pid: int
-    running: bool
+    #: `running`, `frozen` or `off`.
+    state: str
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from voldrivers.errors import NoSpace, NotSupported
@@ -30,6 +31,8 @@ def check(cache: Path) -> None:
         wanted, ours = (".".join(map(str, version)) for version in (project.PYTHON, sys.version_info[:2]))
         reason = f"its machines have Python {wanted}, this is {ours}: they share their libraries"
         raise _refusal(reason, f"run voldrivers with python{wanted}")
+    if find_spec("qemu") is None:
+        raise _refusal("it needs qemu.qmp, not installed here", "pip install 'voldrivers[host]'")
     programs = dict(_TO_RUN)
     if not _is_made(cache):
         _check_distribution()

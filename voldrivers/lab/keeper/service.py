@@ -103,6 +103,7 @@ class Service:
     def _run(self, client: Connection, asked: Frame) -> None:
         lab, command = self._wait(client), Command.read(asked["command"])
         machine = lab.machine(command.machine)
+        self._check_libraries(lab, command)
         with self._bringing:
             limit_s = _BRING_S if command.timeout_s is None else min(command.timeout_s, _BRING_S)
             lab.bring_project(machine.name, Path(command.project), limit_s)
@@ -112,6 +113,16 @@ class Service:
         else:
             code = _execute(client, machine, command)
         client.send({"exit": code})
+
+    def _check_libraries(self, lab: Lab, command: Command) -> None:
+        """Refuse who has other libraries than the lab was started with: it would find those."""
+        asked = command.libraries
+        if asked is None or asked.key == lab.model.dependencies.name:
+            return
+        here = f"running with the packages in {project.site_packages()}"
+        if asked.directory == str(project.site_packages()):
+            here += " as they were when it was started"
+        raise InvalidState(self._subject, here, f"down, to be started with those in {asked.directory}")
 
     @contextmanager
     def _alone(self, machine: LabMachine) -> Iterator[None]:
