@@ -21,10 +21,10 @@ check: lint  ## Lint and quick tests: no root, about a minute
 	$(PYTEST) --tier quick
 
 test: lint  ## Everything that fits twenty minutes; what CI runs
-	$(PYTEST) --tier ci
+	tools/test --tier ci
 
 test-full: lint  ## The same, exhaustive: an hour or more
-	$(PYTEST) --tier full --override-ini=faulthandler_timeout=4000
+	tools/test --tier full --override-ini=faulthandler_timeout=4000
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum
