@@ -92,12 +92,19 @@ def end_orphans(volume_id: str, *, timeout_s: float) -> None:
     its first instruction; only between fork and exec, for microseconds, a child does not yet.
     Raises OutcomeUnknown when one cannot be ended (a dead hard mount).
     """
+    found: dict[int, int] = {}
+
+    def left() -> list[int]:
+        found.update(_orphans(volume_id))
+        # One that ends loses its environment first, and closes its files only then (do_exit, kernel/exit.c).
+        return [pid for pid, started in found.items() if _start_time(pid) == started]
+
     try:
-        wait_until(lambda: not _orphans(volume_id), timeout_s, "an earlier program to end")
+        wait_until(lambda: not left(), timeout_s, "an earlier program to end")
     except OutcomeUnknown:
-        for pid in _orphans(volume_id):
+        for pid in left():
             _kill(os.kill, pid)  # each by itself: the leader of their group may have ended
-        wait_until(lambda: not _orphans(volume_id), 2.0, "an earlier program to end after SIGKILL")
+        wait_until(lambda: not left(), 2.0, "an earlier program to end after SIGKILL")
 
 
 def identity(pid: int) -> str:
@@ -175,9 +182,11 @@ def _printable(output: str) -> str:
     return output.encode(errors="surrogateescape").decode(errors="backslashreplace").strip()
 
 
-def _orphans(volume_id: str) -> list[int]:
+def _orphans(volume_id: str) -> dict[int, int]:
+    """Give number and start time of every process that bears the mark."""
     wanted = f"{MARK}={volume_id}".encode()
-    return [pid for pid in _processes() if wanted in _environment(pid) and _start_time(pid) is not None]
+    started = {pid: _start_time(pid) for pid in _processes() if wanted in _environment(pid)}
+    return {pid: ticks for pid, ticks in started.items() if ticks is not None}
 
 
 def _processes() -> Iterator[int]:
