@@ -21,10 +21,10 @@ check: lint  ## Lint and quick tests: no root, about a minute
 	$(PYTEST) --tier quick
 
 test: lint  ## Everything that fits twenty minutes; what CI runs
-	tools/test --tier ci
+	$(PYTHON) tools/test --tier ci
 
 test-full: lint  ## The same, exhaustive: an hour or more
-	tools/test --tier full --override-ini=faulthandler_timeout=4000
+	$(PYTHON) tools/test --tier full --override-ini=faulthandler_timeout=4000
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum

