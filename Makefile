@@ -21,10 +21,10 @@ check: lint  ## Lint and quick tests: no root, about a minute
 	$(PYTEST) --tier quick
 
 test: lint  ## Everything that fits twenty minutes; what CI runs
-	$(PYTHON) tools/test --tier ci
+	$(PYTEST) --tier ci
 
 test-full: lint  ## The same, exhaustive: an hour or more
-	$(PYTHON) tools/test --tier full --override-ini=faulthandler_timeout=4000
+	$(PYTEST) --tier full --override-ini=faulthandler_timeout=4000
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum

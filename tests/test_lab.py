@@ -56,7 +56,10 @@ def log_in(lab: Lab) -> str:
 
 def paths(lab: Lab) -> dict[str, int]:
     """Count the paths of the only map by what its checker found."""
-    maps = json.loads(shell(lab, "compute", "multipathd show maps json"))["maps"]
+    try:
+        maps = json.loads(shell(lab, "compute", "multipathd show maps json"))["maps"]
+    except ValueError:  # seen once while it was busy; what it said then was not kept
+        return {}
     found = [path["chk_st"] for one in maps for group in one["path_groups"] for path in group["paths"]]
     return {state: found.count(state) for state in found}
 
