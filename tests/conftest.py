@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # tests that need no QEMU start without them
 
     from voldrivers.guests.device import DeviceGuest
 
-pytest_plugins = ["labs"]
+pytest_plugins = ["labs", "sweeps"]
 
 #: How many examples hypothesis tries, and which markers are left out.
 TIERS = {"quick": (50, {"slow", "full"}), "ci": (300, {"full"}), "full": (5000, set[str]())}
@@ -36,7 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(config.getoption("tier"))
     if config.getoption("hypothesis_seed") is None:
-        config.option.hypothesis_seed = str(random.getrandbits(32))
+        given = getattr(config, "workerinput", {})
+        config.option.hypothesis_seed = given.get("seed", str(random.getrandbits(32)))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_configure_node(node: Any) -> None:  # Any: pytest-xdist has no types
+    node.workerinput["seed"] = node.config.getoption("hypothesis_seed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

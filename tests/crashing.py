@@ -6,7 +6,6 @@ The world (array, machines, state file) outlives it, as a real one outlives a ki
 import inspect
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
@@ -15,8 +14,6 @@ from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pytest
 
 from voldrivers.base import Driver, GrownByHypervisor, Host
 from voldrivers.extend import Engine, Site, Store
@@ -205,30 +202,6 @@ def hook(thing: object, method: str, before: Hook = _nothing, after: Hook = _not
 def no_programs(*_argv: object, **_limits: object) -> Any:  # Any: never returns
     """Stand where drivers in RAM get their way to run programs."""
     raise AssertionError("nothing in RAM runs a program")
-
-
-class Report:
-    """Counts points covered and points in all; printed at the end and kept in build/."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, list[str]()
-        self.once, self.twice = Counter[str](), Counter[str]()
-
-    def add(self, scenario: str, points: int, pairs: int, sampled_pairs: int) -> None:
-        """Count one scenario: each point was killed at once, a sample of the pairs twice."""
-        self.once.update(covered=points, all=points)
-        self.twice.update(covered=sampled_pairs, all=pairs)
-        self.lines.append(f"{scenario}: {points} of {points}, twice {sampled_pairs} of {pairs}")
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the sums, and write all down."""
-        once = "killed once: {covered} points of {all}".format_map(self.once)
-        twice = "killed again while resuming: {covered} pairs of points of {all}".format_map(self.twice)
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text("\n".join([*self.lines, once, twice]) + "\n")
-        terminalreporter.section("crash sweep in RAM")
-        terminalreporter.write_line(f"{len(self.lines)} scenarios; by scenario: {self.path}")
-        terminalreporter.write_line(f"{once}; {twice}")
 
 
 def _counted_call(points: Points, label: str, method: Callable[..., object]) -> Callable[..., object]:

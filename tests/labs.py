@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 
 CHECKOUT = Path(voldrivers.__file__).parents[1]
 LOGS = CHECKOUT / "build" / "lab"
-FIXTURES = {"lab", "two_hosts", "three_hosts", "linux_guest", "attached"}
+#: What takes longest to prepare or to run first.
+FIXTURES = ("linux_guest", "attached", "three_hosts", "two_hosts", "lab")
 #: The programs that an image is made and run with.
 TOOLS = ("qemu-system-x86_64", "qemu-img", "setpriv", "apt-get", "dpkg-deb", "xargs")
 
@@ -88,8 +89,12 @@ def started(cache: Cache, topology: Topology, state: str = "") -> Iterator[Lab]:
     """Start a lab in a short directory in RAM; end it, and leave nothing."""
     with (
         tempfile.TemporaryDirectory(prefix="vold-", dir="/dev/shm") as directory,
-        Lab(Path(directory), cache, Wanted(topology, state=state)) as running,
+        ExitStack() as until_the_end,
     ):
+        wanted = Wanted(topology, state=state)
+        # Of two that want a state which is not there yet, the second waits and restores what the first made.
+        with cache.alone(f"test-{topology}-{state}"):
+            running = until_the_end.enter_context(Lab(Path(directory), cache, wanted))
         yield running
 
 
@@ -124,9 +129,10 @@ def inside(
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if FIXTURES & set(getattr(item, "fixturenames", ())):
+        if _fixtures(item):
             for mark in (pytest.mark.lab, pytest.mark.slow, pytest.mark.needs(*TOOLS)):
                 item.add_marker(mark)
+    items.sort(key=_turn)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -142,9 +148,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def _fixtures(item: pytest.Item) -> list[str]:
+    return [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
+
+
+def _turn(item: pytest.Item) -> int:
+    """Say when it is a test's turn: of two processes, none shall be left with a long one in the end."""
+    found = _fixtures(item)
+    if found:
+        return FIXTURES.index(found[0])
+    return len(FIXTURES) + (item.get_closest_marker("lab") is None)
+
+
 def _logs(item: pytest.Item) -> Iterator[tuple[str, str]]:
     given = getattr(item, "funcargs", {})
-    for name in sorted(FIXTURES & set(given)):
+    for name in (name for name in _fixtures(item) if name in given):
         for machine in given[name].machines.values():
             yield f"kernel log of {machine.name} in {name}", _kernel_log(machine)
             yield f"console of {machine.name} in {name}", machine.console_text()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sweeps
 from killing import (
     DeadlyPoints,
     Scenario,
@@ -26,6 +27,7 @@ from killing import (
     prepared,
 )
 from realsite import FULL, LARGE, NAME, QCOW2, SMALL, Child
+from sweeps import Figures
 
 from voldrivers import process
 from voldrivers.model import VolumeStatus
@@ -70,32 +72,8 @@ PROGRAMS = {
     "create qcow2": (1,),
     "create preallocated raw": (1, 2, 3),
 }
+SWEEP = "with real QEMUs and files"
 _SAMPLES = {"quick": 2, "ci": 4}
-
-
-class Report:
-    """Counts points covered and points in all; printed at the end and kept in build/."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines, self.covered, self.all = path, list[str](), 0, 0
-
-    def add(self, what: str, covered: int, everything: int) -> None:
-        self.covered, self.all = self.covered + covered, self.all + everything
-        self.lines.append(f"{what}: {covered} of {everything} points")
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        self.lines.append(f"all: {self.covered} of {self.all} points")
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text("\n".join(self.lines) + "\n")
-        terminalreporter.section("crash sweep with real QEMUs and files")
-        terminalreporter.write_line(f"{self.lines[-1]}; by scenario: {self.path}")
-
-
-@pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config) -> Report:
-    made = Report(pytestconfig.rootpath / "build" / "crash-sweep-real.txt")
-    pytestconfig.pluginmanager.register(made)
-    return made
 
 
 @pytest.fixture
@@ -131,7 +109,7 @@ def where(moment: int, passed: list[str]) -> str:
 
 @pytest.mark.parametrize("scenario", IN_USE + NOT_IN_USE, ids=str)
 def test_killed_at_a_point_and_resumed_it_ends_as_if_undisturbed(
-    scenario: Scenario, ram_path: Path, moments: Moments, report: Report
+    scenario: Scenario, ram_path: Path, moments: Moments, request: pytest.FixtureRequest
 ) -> None:
     before, after, passed = undisturbed(scenario, ram_path / "u")
     assert before != after
@@ -150,12 +128,13 @@ def test_killed_at_a_point_and_resumed_it_ends_as_if_undisturbed(
             assert world.resume() == "", where(moment, passed)
             assert world.seen() == after, where(moment, passed)
             world.check_content()
-    report.add(f"{scenario}, voldrivers killed", killed, 2 * len(passed))
+    covered = Figures(SWEEP, f"{scenario}, voldrivers killed", killed, 2 * len(passed))
+    sweeps.count(request, covered)
 
 
 @pytest.mark.parametrize("scenario", IN_USE, ids=str)
 def test_when_qemu_is_killed_at_a_point_the_records_tell_the_truth(
-    scenario: Scenario, ram_path: Path, moments: Moments, report: Report
+    scenario: Scenario, ram_path: Path, moments: Moments, request: pytest.FixtureRequest
 ) -> None:
     _, _, passed = undisturbed(scenario, ram_path / "u")
     chosen = moments.of(passed)
@@ -166,7 +145,8 @@ def test_when_qemu_is_killed_at_a_point_the_records_tell_the_truth(
                 check_truth(world)
             except AssertionError as error:
                 raise AssertionError(where(moment, passed)) from error
-    report.add(f"{scenario}, QEMU killed", len(chosen), 2 * len(passed))
+    covered = Figures(SWEEP, f"{scenario}, QEMU killed", len(chosen), 2 * len(passed))
+    sweeps.count(request, covered)
 
 
 def check_truth(world: World) -> None:

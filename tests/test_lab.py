@@ -141,9 +141,9 @@ def test_only_the_qemu_that_has_a_file_open_can_extend_it(
 ) -> None:
     for machine in ("compute", "compute2"):
         mount(three_hosts, machine)
-    began = time.monotonic()
+    # A lock is there at once: the server's grace period, during which it gives no new ones, is over.
+    assert shell(three_hosts, "storage", "cat /proc/fs/nfsd/v4_end_grace") == "Y"
     shell(three_hosts, "compute2", f"truncate --size {SMALL} /mnt/v; flock /mnt/v true")
-    assert time.monotonic() - began < 10, "the first lock waits for a grace period"
 
     guest = start_guest(three_hosts, in_background, "/mnt/v")
     with pytest.raises(CommandFailed) as refused:
@@ -259,7 +259,8 @@ def test_levers_on_a_machine_and_its_physical_volume(lab: Lab) -> None:
     wait_until(lambda: not works(lab, read), 5, "a bad second")
     for _ in "twice":
         levers.pv_mend(lab)
-    assert duration_s(lab, f"{read}; {write}") < 0.7
+    assert shell(lab, "storage", "dmsetup table lab-pv").split()[2] == "linear"
+    shell(lab, "storage", f"{read}; {write}")
     extend_volume(lab)
 
 
@@ -476,7 +477,7 @@ def test_levers_by_name(lab: Lab) -> None:
 
 
 def test_a_failed_test_shows_what_its_machines_wrote(lab: Lab, tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/labs.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/labs.py", "tests/sweeps.py"):
         shutil.copy(CHECKOUT / name, tmp_path)
     (tmp_path / "test_inner.py").write_text(
         "from labs import shell\n"

@@ -371,13 +371,14 @@ def test_examples_in_docstrings_work(name: str) -> None:
 @pytest.fixture
 def inner_run(tmp_path: Path) -> Callable[..., str]:
     """Run pytest with our conftest and settings on a test file; give what it printed."""
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/labs.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/labs.py", "tests/sweeps.py"):
         shutil.copy(CHECKOUT / name, tmp_path)
 
-    def inner(source: str, ci: str = "false", exit_code: int = 1) -> str:
+    def inner(source: str, *options: str, ci: str = "false", exit_code: int = 1) -> str:
         (tmp_path / "test_inner.py").write_text(source)
-        pytest_argv = [sys.executable, "-m", "pytest", "--rootdir", ".", "-o", "timeout=1", "test_inner.py"]
-        argv = ["env", f"--chdir={tmp_path}", "-u", "PYTEST_ADDOPTS", f"CI={ci}", *pytest_argv]
+        chosen = ["--rootdir", ".", "-o", "timeout=1", *options, "test_inner.py"]
+        environment = [f"--chdir={tmp_path}", "-u", "PYTEST_ADDOPTS", f"CI={ci}"]
+        argv = ["env", *environment, sys.executable, "-m", "pytest", *chosen]
         done = process.run(["sh", "-c", '"$@"; echo "exit code $?"', "sh", *argv], timeout_s=60)
         assert f"exit code {exit_code}" in done.stdout, done.stdout + done.stderr
         return done.stdout
@@ -405,6 +406,26 @@ def test_a_hang_is_killed_with_all_stacks_and_the_seed_is_printed(inner_run: Cal
     assert "Timeout (>1.0s)" in printed
     assert "in nap" in printed
     assert re.search(r"tier quick, seed \d+; again: --tier quick --hypothesis-seed=\d+", printed)
+
+
+def test_processes_side_by_side_have_one_seed_and_print_the_sum_of_what_their_sweeps_covered(
+    inner_run: Callable[..., str], tmp_path: Path
+) -> None:
+    source = (
+        "import pytest, sweeps\n"
+        "from pathlib import Path\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "def test_it(number, request, pytestconfig, worker_id):\n"
+        "    Path(f'seed-{worker_id}').write_text(pytestconfig.getoption('hypothesis_seed'))\n"
+        "    sweeps.count(request, sweeps.Figures('of numbers', f'number {number}', number, 10))\n"
+        "    assert number != 7\n"
+    )
+    printed = inner_run(source, "--numprocesses=2", "--dist=worksteal")
+    (seed,) = re.findall(r"tier quick, seed (\d+);", printed)
+    assert [path.read_text() for path in sorted(tmp_path.glob("seed-gw?"))] == [seed, seed]
+    assert len(re.findall(r"7 scenarios: 21 of 70 points", printed)) == 1
+    lines = (tmp_path / "build" / "crash-sweep-of-numbers.txt").read_text().splitlines()
+    assert (len(lines), lines[3]) == (8, "number 3: 3 of 10 points")
 
 
 def test_a_warning_is_an_error(inner_run: Callable[..., str]) -> None:
