@@ -41,6 +41,7 @@ lab: setup  ## Start virtual machines with real LVM, iSCSI and NFS; see docs/lab
 bench: setup  ## Print the figures: extend, start-up, listing, packages, the lab
 	$(PYTHON) tools/bench
 	$(PYTHON) tools/bench-lab
+	$(PYTHON) tools/bench-lvm
 
 clean:  ## Remove results and caches; .venv/ stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

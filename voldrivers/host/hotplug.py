@@ -5,6 +5,7 @@ from pathlib import Path
 from voldrivers import process
 from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
 from voldrivers.host import blocknode
+from voldrivers.host.media import Medium
 from voldrivers.host.qmp import Monitor
 from voldrivers.model import Volume
 
@@ -18,19 +19,19 @@ def serial(volume_id: str) -> str:
     return volume_id[:_SERIAL_BYTES]
 
 
-def plug(monitor: Monitor, volume: Volume, path: Path, image_format: str, qemu_pid: int | None) -> None:
-    """Add node and disk; a guest that has the file already, however it came to it, is left alone.
+def plug(monitor: Monitor, volume: Volume, medium: Medium, qemu_pid: int | None) -> None:
+    """Add node and disk; a guest that has the medium already, however it came to it, is left alone.
 
     Nothing is left behind on failure. Raises InvalidState (another process holds the file, no free
     port), BackendError, OutcomeUnknown.
     """
-    if nodes := blocknode.find(monitor, volume.id, path):
+    if nodes := blocknode.find(monitor, volume.id, medium.path):
         for node in nodes:
-            blocknode.check_identity(monitor, node, path, image_format, qemu_pid)
+            blocknode.check_identity(monitor, node, medium.path, medium.format, qemu_pid)
         return
     name = blocknode.disk_id(volume.id)
     _delete_node(monitor, name)  # left by a plug that was killed half-way
-    _add_node(monitor, name, path, image_format)
+    _add_node(monitor, name, medium)
     try:
         _add_disk(monitor, name, volume)
     except (BackendError, InvalidState):
@@ -54,13 +55,15 @@ def unplug(monitor: Monitor, volume: Volume, path: Path, timeout_s: float) -> No
         raise InvalidState(f"file {path}", used, "unplugged by who plugged it")
 
 
-def _add_node(monitor: Monitor, name: str, path: Path, image_format: str) -> None:
-    file = {"driver": "file", "filename": str(path), "locking": "on"}
+def _add_node(monitor: Monitor, name: str, medium: Medium) -> None:
+    node = {"node-name": name, "driver": medium.format, "file": medium.node()}
     try:
-        monitor.execute("blockdev-add", {"node-name": name, "driver": image_format, "file": file})
+        monitor.execute("blockdev-add", node)
     except BackendError as error:
         if "lock" in error.reason:
-            raise InvalidState(f"file {path}", f"held by another process ({error.reason})", "free") from error
+            raise InvalidState(
+                f"file {medium.path}", f"held by another process ({error.reason})", "free"
+            ) from error
         raise
 
 

@@ -1,22 +1,19 @@
-"""This machine as a host: files on shares, and the QEMUs that run here, each behind its QMP socket."""
+"""This machine as a host: what is connected here, and the QEMUs that run here, each behind its QMP socket."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from voldrivers import filesystem
 from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
-    InvalidInput,
     InvalidState,
-    NotFound,
     NotSupported,
     OutcomeUnknown,
     VolDriverError,
 )
-from voldrivers.host import blocknode, guestagent, hotplug, instance
+from voldrivers.host import blocknode, guestagent, hotplug, instance, media
 from voldrivers.host.qmp import Monitor
 from voldrivers.model import (
     Attachment,
@@ -51,18 +48,10 @@ class LocalOptions:
     )
 
 
-@dataclass(frozen=True)
-class _Image:
-    """The file behind an attachment, with the format its driver recorded."""
-
-    path: Path
-    format: str
-
-
 class LocalHost(Host):
     """The machine this runs on. Its instances are QEMUs with a QMP socket of their own.
 
-    Before anything is asked of a QEMU its share must have answered: on a dead hard mount a mere
+    Before anything is asked of a QEMU its medium must have answered: on a dead hard mount a mere
     `query-block` would freeze the whole guest, because QEMU looks at its files from its main loop.
     """
 
@@ -70,39 +59,38 @@ class LocalHost(Host):
     options: LocalOptions
 
     def connector(self) -> Connector:
-        """Give the name; files need nothing else."""
-        return Connector(self.name)
+        """Give the name, and those that iSCSI and NVMe know this host by, if there are."""
+        return Connector(self.name, initiator=media.initiator(), multipath=True, nqn=media.nqn())
 
     def find_instance(self, attachment: Attachment) -> Attachment:
         """Fill in the monitor from the instance's name or the name from the monitor, and the process."""
         return instance.find(attachment, self.options.qmp_dir, self.options.monitor_timeout_s)
 
     def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
-        """Mount the share if there is one; the volume's file must be there.
+        """Mount the share or log in to the target; the volume must be there then.
 
-        Takes `file` (path, format) and `nfs` (export, name, format, options, mount_point_base).
+        Takes `file` (path, format), `nfs` (export, name, format, options, mount_point_base), `iscsi`
+        (target_portals, target_iqns, target_luns, auth_username, auth_password, as os-brick does) and
+        `nvmeof` (target_nqn, vol_uuid, portals).
         """
-        path = self._connected_path(connection_info)
-        filesystem.room(self.run, path.parent)
-        if not path.is_file():
-            raise NotFound("file", str(path), f" on host {self.name}")
-        return str(path)
+        return str(media.connect(self.run, self.name, connection_info))
 
     def disconnect(self, volume: Volume, attachment: Attachment) -> None:
-        """Do nothing: the share stays mounted, others use it too."""
+        """Let go of the volume; a share stays mounted, others use it too."""
+        media.disconnect(self.run, attachment)
 
     def plug(self, volume: Volume, attachment: Attachment) -> None:
-        """Give the instance the file as a virtio disk with the volume's id as its serial."""
+        """Give the instance the volume as a virtio disk with the volume's id as its serial."""
         if attachment.monitor:
-            image = _image(attachment)
+            medium = self._medium(attachment)
             with self.hold(attachment), self._asked(attachment) as monitor:
-                hotplug.plug(monitor, volume, image.path, image.format, instance.qemu_pid(attachment))
+                hotplug.plug(monitor, volume, medium, instance.qemu_pid(attachment))
 
     def unplug(self, volume: Volume, attachment: Attachment) -> None:
         """Take the disk out of the instance and wait until its guest has let go of it."""
         if attachment.monitor and attachment.device_path and not instance.is_gone(attachment):
             with self.hold(attachment), self._asked(attachment) as monitor:
-                hotplug.unplug(monitor, volume, _image(attachment).path, self.options.unplug_timeout_s)
+                hotplug.unplug(monitor, volume, self._medium(attachment).path, self.options.unplug_timeout_s)
 
     def instance_state(self, attachment: Attachment) -> InstanceState:
         """RUNNING if its QEMU answers; STOPPED if its process is gone and nobody listens on its socket."""
@@ -118,8 +106,8 @@ class LocalHost(Host):
         return instance.held(attachment, self.options.monitor_timeout_s)
 
     def check_extend(self, volume: Volume, attachment: Attachment) -> None:
-        """Look at share, file, QEMU's state, its migration, and what uses the block node."""
-        self.get_blockdev(volume, attachment)
+        """Look at the medium, QEMU's state, its migration, and what uses the block node."""
+        self._medium(attachment).check_works()
         if attachment.instance is None or instance.is_gone(attachment):
             return
         with self._asked(attachment) as monitor:
@@ -127,14 +115,12 @@ class LocalHost(Host):
                 blocknode.check_resizable(monitor, node)
 
     def rescan(self, volume: Volume, attachment: Attachment) -> None:
-        """Check that the share answers: a file needs no more, whoever opens it sees its size."""
-        filesystem.room(self.run, _image(attachment).path.parent)
+        """Let every path, then their map, be read anew; of a file, check that its share answers."""
+        self._medium(attachment).rescan()
 
     def get_blockdev(self, volume: Volume, attachment: Attachment) -> int:
-        """Give the size of the volume in the file, by opening it."""
-        image = _image(attachment)
-        filesystem.room(self.run, image.path.parent)
-        return filesystem.image_bytes(image.path, image.format)
+        """Give the size of the device, or of the volume in the file, by opening it."""
+        return self._medium(attachment).size_bytes()
 
     def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
         """Look, have QEMU resize the node, look again, all on one connection.
@@ -169,10 +155,16 @@ class LocalHost(Host):
                 raise OutcomeUnknown(what, str(error)) from error
 
     def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
-        """Give the QEMU node, and what the guest says if its agent's socket lies beside the monitor's.
+        """Give paths, map, QEMU node, and what the guest says if its agent's socket is beside the monitor's.
 
-        The file itself is a row of its driver. An instance that is provably gone has no rows.
+        A file is a row of its driver. An instance that is provably gone has no rows.
         """
+        return (
+            *self._medium(attachment).rows(self.name, expected_bytes),
+            *self._instance_rows(volume, attachment, expected_bytes),
+        )
+
+    def _instance_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
         if attachment.instance is None:
             return ()
         row = LedgerRow("QEMU node", attachment.place, None, expected_bytes, repair=_repair(volume))
@@ -184,26 +176,15 @@ class LocalHost(Host):
         rows = [replace(row, observed_bytes=node.size_bytes, note=node.name) for node in nodes]
         return (*rows, *self._guest_rows(volume, attachment, expected_bytes))
 
-    def _connected_path(self, connection_info: ConnectionInfo) -> Path:
-        properties = connection_info.properties
-        if connection_info.driver_volume_type == "file":
-            return Path(properties["path"])
-        if connection_info.driver_volume_type == "nfs":
-            from voldrivers.nfs import share
-
-            name, base = properties["name"], Path(properties["mount_point_base"])
-            if "/" in name or name in ("", ".", ".."):
-                raise InvalidInput(f"file name {name!r}", "must name a file in its share")
-            return share.mount(self.run, properties["export"], properties["options"], base) / name
-        reason = f"cannot connect a volume of type {connection_info.driver_volume_type}"
-        raise NotSupported(f"host {self.name}", reason)
+    def _medium(self, attachment: Attachment) -> media.Medium:
+        return media.medium_of(self.run, attachment)
 
     @contextmanager
     def _asked(self, attachment: Attachment) -> Iterator[Monitor]:
-        """Open the monitor, the share having answered first."""
+        """Open the monitor, the medium having answered first."""
         if attachment.monitor is None:
             raise NotSupported(f"instance {attachment.place}", "has no monitor that could be asked")
-        filesystem.room(self.run, _image(attachment).path.parent)
+        self._medium(attachment).check_answers()
         try:
             with Monitor(Path(attachment.monitor), self.options.monitor_timeout_s) as monitor:
                 yield monitor
@@ -213,12 +194,12 @@ class LocalHost(Host):
 
     def _nodes(self, monitor: Monitor, volume: Volume, attachment: Attachment) -> list[blocknode.BlockNode]:
         """Find the nodes with the volume, at least one, each proved to be of its file and format."""
-        image = _image(attachment)
-        nodes = blocknode.find(monitor, volume.id, image.path)
+        medium = self._medium(attachment)
+        nodes = blocknode.find(monitor, volume.id, medium.path)
         if not nodes:
             raise InvalidState(f"{volume.title} on {attachment.place}", "not in the instance", "plugged in")
         for node in nodes:
-            blocknode.check_identity(monitor, node, image.path, image.format, instance.qemu_pid(attachment))
+            blocknode.check_identity(monitor, node, medium.path, medium.format, instance.qemu_pid(attachment))
         return nodes
 
     def _resize(
@@ -229,24 +210,24 @@ class LocalHost(Host):
         attachment: Attachment,
         extend: Extend,
     ) -> None:
-        """Resize one node, never below what QEMU or the file shows; in whole sectors, as qcow2 counts.
+        """Resize one node, never below what QEMU or its medium shows; in whole sectors, as qcow2 counts.
 
         A file that is shorter than its node shows was cut by somebody; the same size again mends it.
         """
-        image = _image(attachment)
-        file_bytes = filesystem.image_bytes(image.path, image.format)
-        wanted_bytes = max(extend.to_bytes, node.size_bytes, file_bytes)
+        medium = self._medium(attachment)
+        medium_bytes = medium.size_bytes()
+        wanted_bytes = max(extend.to_bytes, node.size_bytes, medium_bytes)
         wanted_bytes = -(-wanted_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
-        if node.size_bytes == file_bytes == wanted_bytes:
+        if node.size_bytes == medium_bytes == wanted_bytes:
             return
         if extend.expired(utc_now()):
             raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
         blocknode.resize(monitor, node, wanted_bytes, self.options.resize_timeout_s)
         again = next(n for n in self._nodes(monitor, volume, attachment) if n.name == node.name)
-        self._check_shown(again, image, wanted_bytes)
+        self._check_shown(again, medium, wanted_bytes)
 
-    def _check_shown(self, node: blocknode.BlockNode, image: _Image, wanted_bytes: int) -> None:
-        shown_bytes = min(node.size_bytes, filesystem.image_bytes(image.path, image.format))
+    def _check_shown(self, node: blocknode.BlockNode, medium: media.Medium, wanted_bytes: int) -> None:
+        shown_bytes = min(node.size_bytes, medium.size_bytes())
         if shown_bytes < wanted_bytes:
             shown, wanted = format_size(shown_bytes), format_size(wanted_bytes)
             raise BackendError(f"block node {node.name}", f"QEMU said {wanted}, but it is {shown}")
@@ -260,12 +241,6 @@ class LocalHost(Host):
             return (replace(row, observed_bytes=guestagent.disk_bytes(agent, hotplug.serial(volume.id))),)
         except VolDriverError as error:
             return (replace(row, note=str(error)),)
-
-
-def _image(attachment: Attachment) -> _Image:
-    if attachment.device_path is None or attachment.connection_info is None:
-        raise InvalidState(f"attachment {attachment.id} on {attachment.place}", "not connected", "connected")
-    return _Image(Path(attachment.device_path), attachment.connection_info.properties["format"])
 
 
 def _repair(volume: Volume) -> str:

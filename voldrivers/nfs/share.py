@@ -1,21 +1,12 @@
 """Shares: an NFS export that os-brick mounts, or a directory."""
 
 import re
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from voldrivers import mounts
+from voldrivers import brick, mounts
 from voldrivers.base import Run
-from voldrivers.errors import (
-    InvalidInput,
-    InvalidState,
-    NotSupported,
-    OutcomeUnknown,
-    VolDriverError,
-)
+from voldrivers.errors import InvalidInput, InvalidState, NotSupported
 
 _MOUNT_S = 30.0
 #: server:/export, the server a name, an IPv4 or a bracketed IPv6 address.
@@ -46,11 +37,11 @@ def mount(run: Run, export: str, options: str, base: Path, *, timeout_s: float =
     if point := mounts.point_below(base, export):
         return point
     try:
-        with _without_eventlet():
+        with brick.without_eventlet():
             from os_brick.remotefs.remotefs import RemoteFsClient  # 130 ms: only who mounts pays
     except ImportError as error:
         raise NotSupported(f"share {export}", "needs the extra: pip install 'voldrivers[nfs]'") from error
-    commands = _Commands(run, time.monotonic() + timeout_s)
+    commands = brick.Commands(run, time.monotonic() + timeout_s)
     client = RemoteFsClient(
         "nfs", "", execute=commands, nfs_mount_point_base=str(base), nfs_mount_options=options or None
     )
@@ -60,50 +51,10 @@ def mount(run: Run, export: str, options: str, base: Path, *, timeout_s: float =
     return mounted
 
 
-@contextmanager
-def _without_eventlet() -> Iterator[None]:
-    """Let oslo.privsep do without eventlet, which it imports if it can and we have no use for.
-
-    Once imported it warns at every fork, that is at every program we start (eventlet 0.41).
-    """
-    if "eventlet" in sys.modules:
-        yield
-        return
-    sys.modules["eventlet"] = None  # type: ignore[assignment]  # how import is told that there is none
-    try:
-        yield
-    finally:
-        del sys.modules["eventlet"]
-
-
-class _Commands:
-    """What os-brick calls to run a program: ours, so that every one ends in time and needs no sudo.
-
-    os-brick tries the versions in turn and keeps only a text of each failure, so they are kept here.
-    """
-
-    def __init__(self, run: Run, deadline: float) -> None:
-        self.run, self.deadline, self.failures = run, deadline, list[VolDriverError]()
-
-    def __call__(self, *argv: str, **_options: object) -> tuple[str, str]:
-        """Run it within what is left of the time."""
-        left_s = self.deadline - time.monotonic()
-        try:
-            if left_s <= 0:
-                raise OutcomeUnknown(" ".join(argv), "no time was left to try it")
-            answer = self.run(argv, timeout_s=left_s)
-        except VolDriverError as error:
-            self.failures.append(error)
-            raise
-        return answer.stdout, answer.stderr
-
-
-def _mount_with(client: object, commands: _Commands, export: str, point: Path) -> None:
-    from os_brick.exception import BrickException
-
+def _mount_with(client: object, commands: brick.Commands, export: str, point: Path) -> None:
     try:
         client.mount(export)  # type: ignore[attr-defined]  # os-brick has no types
-    except (BrickException, VolDriverError) as error:
+    except brick.errors() as error:
         if _is_mounted(export, point):  # by somebody else at the same moment
             return
         reason = " ".join(str(commands.failures[0] if commands.failures else error).split())

@@ -1,0 +1,1 @@
+"""Tests that run in a lab machine, started from outside by path."""

@@ -1,0 +1,1 @@
+"""The LVM driver: volumes are logical volumes, reached over iSCSI."""
