@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from voldrivers.base import Driver, GrownByHypervisor, Host
+from voldrivers.config import Policy
 from voldrivers.extend import Engine, Site, Store
 from voldrivers.extend.database import Database
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine, MemoryOptions
-from voldrivers.model import Attachment, ConnectionInfo
-from voldrivers.registry import Policy
+from voldrivers.model import Attachment, ConnectionInfo, Connector
 
 Thing = TypeVar("Thing")
 Hook = Callable[[], object]
@@ -237,6 +237,8 @@ def _fields(thing: Any) -> dict[str, object]:  # Any: any of the model's datacla
 def _shown(thing: object) -> object:
     if isinstance(thing, set | frozenset):
         return sorted(map(repr, thing))
+    if isinstance(thing, Connector):
+        return repr(thing)
     if isinstance(thing, ConnectionInfo):
         return [thing.driver_volume_type, dict(thing.properties)]
     raise TypeError(f"cannot compare {thing!r}")

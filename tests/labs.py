@@ -7,6 +7,7 @@ kernels wrote stands in build/lab/TEST.log when a test fails, the end of it in i
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +18,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 import voldrivers
-from voldrivers.errors import VolDriverError
+from voldrivers.errors import CommandFailed, VolDriverError
 from voldrivers.lab import project
 from voldrivers.lab.cache import Cache
 from voldrivers.lab.keeper import runtime
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 CHECKOUT = Path(voldrivers.__file__).parents[1]
 LOGS = CHECKOUT / "build" / "lab"
 #: What takes longest to prepare or to run first.
-FIXTURES = ("linux_guest", "attached", "three_hosts", "two_hosts", "lab")
+FIXTURES = ("linux_guest", "lvm_site", "attached", "three_hosts", "two_hosts", "lab")
 #: The programs that an image is made and run with.
 TOOLS = ("qemu-system-x86_64", "qemu-img", "setpriv", "apt-get", "dpkg-deb", "xargs")
 
@@ -124,6 +125,23 @@ def inside(
     print(*printed, done.stderr, sep="\n")
     result: Result = json.loads(answer)
     return result
+
+
+def run_tests(lab: Lab, machine: str, file: str, *chosen: str, timeout_s: float, **environment: str) -> None:
+    """Run a file of tests/inside/ in a machine, as a pytest of its own; what it printed is in the report.
+
+    What begins with VOLDRIVERS_TEST_ here is passed on.
+    """
+    lab.bring_project(machine, CHECKOUT)
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("VOLDRIVERS_TEST_")}
+    environment = {**project.ENVIRONMENT, "CI": "true", **passed_on, **environment}
+    limits = ["-o", f"timeout={timeout_s}", "-o", f"faulthandler_timeout={timeout_s}"]
+    options = ["-q", "-rP", "--durations=5", "-p", "no:cacheprovider", "--rootdir=/project", *limits]
+    argv = ["python3", "-m", "pytest", *options, f"/project/tests/inside/{file}", *chosen]
+    try:
+        print(lab.machine(machine).channel.run(argv, timeout_s=timeout_s, env=environment).stdout)
+    except CommandFailed as error:
+        pytest.fail(error.reason)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers

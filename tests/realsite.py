@@ -16,6 +16,7 @@ from crashing import CountedStore, Points, counted
 
 from voldrivers import process
 from voldrivers.base import Driver, Host, Run
+from voldrivers.config import Policy
 from voldrivers.errors import BackendError, CommandFailed, VolDriverError
 from voldrivers.extend import Engine, Site, Store
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest, Disk
@@ -24,7 +25,6 @@ from voldrivers.host.local import LocalHost, LocalOptions
 from voldrivers.model import Extend, Ledger, Volume, VolumeStatus
 from voldrivers.nfs.driver import NFSDriver
 from voldrivers.nfs.options import NFSOptions
-from voldrivers.registry import Policy
 from voldrivers.sizes import MiB
 
 #: Names a mounted share, to have the tests run over real NFS.
@@ -61,13 +61,15 @@ class RealSite:
     answer_s: float = 10.0
     deadline_s: float = 5.0
     options: dict[str, Any] = field(default_factory=dict)  # Any: of NFSOptions
+    #: Another host than this machine seen from this process.
+    make_host: Callable[[Run], Host] | None = None
 
     def engine(self, points: Points | None = None, run: Run = process.run) -> Engine:
         """Start a controller; with `points` its records, driver and host are counted."""
         options = NFSOptions(str(self.share), **self.options)
         limits = LocalOptions(monitor_timeout_s=self.answer_s, resize_timeout_s=self.answer_s)
         driver: Driver = NFSDriver("files", options, run)
-        host: Host = LocalHost("here", limits, run)
+        host: Host = LocalHost("here", limits, run) if self.make_host is None else self.make_host(run)
         path = self.directory / "state" / "voldrivers.db"
         store = Store(path) if points is None else CountedStore(path, points)
         if points is not None:

@@ -119,7 +119,7 @@ def test_the_keys_of_every_document_are_stable(operator: Operator) -> None:
     (listed,) = operator("volume", "list", "--json").json
     assert (set(listed), listed["attachments"]) == (volume, [attachment])
     plan = operator("extend", "v", "2M", "--plan", "--json").json
-    assert set(plan) == {"volume", "from_bytes", "requested_bytes", "to_bytes", "grown_by", "steps"}
+    assert set(plan) == {"volume", "from_bytes", "requested_bytes", "to_bytes", "grown_by", "steps", "notes"}
     extend = operator("extend", "v", "2M", "--json").json
     assert {key: extend[key] for key in ("from_bytes", "requested_bytes", "to_bytes", "phase")} == {
         "from_bytes": 2**20,
@@ -513,6 +513,37 @@ def test_config_check_makes_nothing(operator: Operator) -> None:
     path.write_text(path.read_text().replace('"state"', '"not/yet/there"'))
     assert operator("config", "check").code == 0
     assert not (operator.directory / "not").exists()
+
+
+def test_config_check_explains_the_file_of_an_agent(operator: Operator) -> None:
+    path = operator.directory / "voldrivers.toml"
+    text = '[agent]\nlisten = "127.0.0.1:9871"\ntoken_file = "token"\n[host.one]\nkind = "local"\n'
+    path.write_text(text)
+    answer = operator("config", "check")
+    assert (answer.code, answer.err) == (0, "")
+    assert "nothing is wrong" in answer.out
+    for line in ("agent     listen", "agent     certificate", "host.one  qmp_dir"):
+        assert line in answer.out
+    path.write_text(text + "[backend.fast]\ndriver = 'acme'\n")
+    answer = operator("config", "check")
+    assert (answer.code, "backend: there is no such key or table" in answer.err) == (3, True)
+    path.write_text(text)
+    answer = operator("volume", "list")
+    assert answer.code == 3
+    assert "[agent]: this is the configuration of an agent, without backends" in one_sentence(answer.err)
+
+
+def test_a_controller_is_no_agent(operator: Operator) -> None:
+    answer = operator("agent")
+    assert answer.code == 3
+    assert "[agent]: must be there, with listen and token_file" in one_sentence(answer.err)
+
+
+def test_help_says_what_an_agent_needs(operator: Operator) -> None:
+    answer = operator("agent", "--help")
+    assert answer.code == 0
+    for word in ("[agent]", "listen", "token_file", "[host.NAME]", "SIGTERM"):
+        assert word in answer.out
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from crashing import Image, World, hook
 
 from voldrivers.capabilities import Capabilities
+from voldrivers.config import Policy
 from voldrivers.errors import (
     InvalidInput,
     InvalidSize,
@@ -27,9 +29,8 @@ from voldrivers.errors import (
     NotSupported,
 )
 from voldrivers.extend import Engine, Progress
-from voldrivers.memory import MemoryDriver, MemoryFileDriver
-from voldrivers.model import Phase, VolumeStatus
-from voldrivers.registry import Policy
+from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
+from voldrivers.model import ConnectionInfo, Connector, Phase, Volume, VolumeStatus
 from voldrivers.sizes import LARGEST_BYTES, MiB, TiB
 
 SMALL, LARGE = 8 * MiB, 16 * MiB
@@ -137,6 +138,30 @@ def test_refuses_a_size_with_both_sizes_in_the_message(engine: Engine, asked_byt
 def test_refuses_more_than_there_is_room_for(engine: Engine) -> None:
     with pytest.raises(NoSpace, match="volume v: no space"):
         engine.extend("v", 2 * TiB)
+
+
+class EncryptedDriver(MemoryDriver):
+    """A host has to decrypt what it gets."""
+
+    def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
+        given = super().initialize_connection(volume, connector)
+        return ConnectionInfo(given.driver_volume_type, {**given.properties, "encrypted": "True"})
+
+
+@pytest.mark.parametrize("instance", [None, "vm"])
+def test_refuses_an_encrypted_attachment_before_anything_grows(ram_path: Path, instance: str | None) -> None:
+    world = World(driver_type=EncryptedDriver)
+    with world.engine(ram_path) as engine:
+        engine.create_volume("v", SMALL)
+        place = engine.attach("v", "a", instance).place
+        before = Image(world, ram_path).seen()
+        said = f"volume v: it is encrypted on {place}, and decrypting is not built yet"
+        for act in (engine.plan, engine.extend):
+            with pytest.raises(NotSupported, match=said):
+                act("v", LARGE)
+        assert Image(world, ram_path).seen() == before
+        engine.detach("v")
+        engine.extend("v", LARGE)
 
 
 def test_asks_every_host_before_anything_grows(world: World, engine: Engine, ram_path: Path) -> None:
@@ -389,6 +414,43 @@ def test_a_detach_names_what_it_means(world: World, engine: Engine) -> None:
     assert not world.array.exports
     assert not world.machines["a"].devices
     assert not world.machines["b"].instances["vm"]
+
+
+class NamedHost(MemoryHost):
+    """It says more of itself than its name."""
+
+    def connector(self) -> Connector:
+        self._answer()
+        return Connector(self.name, "192.0.2.1", f"iqn.2026-01.org.example:{self.name}", multipath=True)
+
+
+class RememberingDriver(MemoryDriver):
+    """It remembers to whom it closed a volume."""
+
+    closed_to: ClassVar[list[Connector]] = []
+
+    def terminate_connection(self, volume: Volume, connector: Connector) -> None:
+        self.closed_to.append(connector)
+        super().terminate_connection(volume, connector)
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["in order", "by force"])
+def test_a_volume_is_closed_to_whom_it_was_opened(
+    ram_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RememberingDriver, "closed_to", [])
+    world = World(driver_type=RememberingDriver, host_type=NamedHost)
+    with world.engine(ram_path) as engine:
+        engine.create_volume("v", SMALL)
+        opened_to = engine.attach("v", "a", "vm").connector
+    assert opened_to == Connector("a", "192.0.2.1", "iqn.2026-01.org.example:a", multipath=True)
+    world.machines["a"].reachable = not force
+    if not force:  # its initiator has another name by now
+        world.host_type = MemoryHost
+    with world.engine(ram_path) as engine:
+        engine.detach("v", force=force)
+        assert engine.volume("v").attachments == ()
+    assert RememberingDriver.closed_to == [opened_to]
 
 
 @pytest.mark.parametrize("status", [VolumeStatus.EXTENDING, VolumeStatus.ERROR_EXTENDING])

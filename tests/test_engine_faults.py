@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from crashing import NOON, World, hook
 
+from voldrivers.config import Policy
 from voldrivers.errors import (
     BackendError,
     CommandFailed,
@@ -19,7 +20,6 @@ from voldrivers.errors import (
 from voldrivers.extend import Engine
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
 from voldrivers.model import Attachment, Extend, ExtendReply, Phase, Volume, VolumeStatus, utc_now
-from voldrivers.registry import Policy
 from voldrivers.sizes import MiB
 
 SMALL, LARGE = 8 * MiB, 16 * MiB

@@ -31,6 +31,7 @@ from hypothesis import settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
+from voldrivers.config import Policy
 from voldrivers.errors import (
     NOTHING_HAPPENED,
     BackendError,
@@ -48,7 +49,6 @@ from voldrivers.extend.site import Site
 from voldrivers.extend.store import Store
 from voldrivers.locks import exclusive
 from voldrivers.model import AttachmentState, Extend, Phase, Volume, VolumeStatus
-from voldrivers.registry import Policy
 from voldrivers.sizes import LARGEST_BYTES
 
 Result = TypeVar("Result")

@@ -1,7 +1,10 @@
 """The errors: sentences for people, causes kept, equal only to themselves."""
 
 import copy
+import json
 import pickle
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,9 @@ from voldrivers.errors import (
     NotSupported,
     OutcomeUnknown,
     VolDriverError,
+    from_document,
     leaves,
+    to_document,
 )
 from voldrivers.sizes import GiB
 
@@ -65,6 +70,55 @@ def test_a_fact_is_never_taken_for_a_format(fact: str) -> None:
 def test_an_error_survives_a_copy_and_a_process_border(error: VolDriverError) -> None:
     assert str(copy.copy(error)) == str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in SENTENCES], ids=lambda error: type(error).__name__)
+def test_an_error_is_the_same_after_a_way_as_json(error: VolDriverError) -> None:
+    error = copy.copy(error)
+    error.add_note("look there")
+    read = from_document(json.loads(json.dumps(to_document(error))))
+    assert type(read) is type(error)
+    assert [getattr(read, f.name) for f in fields(read)] == [getattr(error, f.name) for f in fields(error)]
+    assert (str(read), read.__notes__) == (str(error), ["look there"])
+
+
+def test_an_error_of_a_vendor_arrives_as_the_class_that_is_known_everywhere() -> None:
+    @dataclass(eq=False)
+    class NoSpace(BackendError):  # of the same name as one of ours, and another kind
+        shelf: int = 0
+
+    read = from_document(to_document(NoSpace("array a", "full", shelf=5)))
+    assert (type(read), str(read)) == (BackendError, "array a: full")
+    ours = from_document(to_document(globals()["NoSpace"]("pool p", 512)))
+    assert type(ours) is globals()["NoSpace"]
+
+
+def test_an_unknown_error_is_a_failure() -> None:
+    facts = {"subject": "host h", "reason": "haunted"}
+    read = from_document({"type": "Haunted", "fields": facts, "notes": []})
+    assert (type(read), str(read)) == (BackendError, "host h: haunted")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "text",
+        None,
+        [],
+        {},
+        {"type": "NotFound"},
+        {"type": [], "fields": {}, "notes": []},
+        {"type": "NotFound", "fields": [], "notes": []},
+        {"type": "NotFound", "fields": {"kind": "v"}, "notes": []},
+        {"type": "NotFound", "fields": {"kind": "v", "name": "n", "more": 1}, "notes": []},
+        {"type": "NotFound", "fields": {"kind": "v", "name": "n"}, "notes": [1]},
+        {"type": "NoSpace", "fields": {"subject": "v", "needed_bytes": "many"}, "notes": []},
+        {"type": "VolDriverError", "fields": {}, "notes": []},
+    ],
+)
+def test_what_is_no_error_is_noticed(document: Any) -> None:  # Any: that is the test
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        from_document(document)
 
 
 def test_two_errors_are_never_the_same() -> None:

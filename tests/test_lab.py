@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import insides
 import pytest
+from inside import functions
 from labs import CHECKOUT, LOGS, inside, shell, started
 
 from voldrivers import process
@@ -91,7 +91,7 @@ def test_lvm_creates_and_extends_thick_and_thin_volumes(lab: Lab) -> None:
 def test_an_iscsi_volume_over_two_portals_grows_in_use(
     two_hosts: Lab, in_background: ThreadPoolExecutor
 ) -> None:
-    inside(two_hosts, "storage", insides.export_iscsi, IQN, create_volume(two_hosts), PORTALS)
+    inside(two_hosts, "storage", functions.export_iscsi, IQN, create_volume(two_hosts), PORTALS)
     device = log_in(two_hosts)
     guest = start_guest(two_hosts, in_background, device)
     extend_volume(two_hosts)
@@ -159,8 +159,8 @@ def test_only_the_qemu_that_has_a_file_open_can_extend_it(
 
 def start_guest(lab: Lab, pool: ThreadPoolExecutor, path: str) -> Future[dict[str, int]]:
     """Start a guest in compute, with a disk."""
-    guest = pool.submit(inside, lab, "compute", insides.serve_guest, path)
-    opened = ["test", "-e", str(insides.OPENED)]
+    guest = pool.submit(inside, lab, "compute", functions.serve_guest, path)
+    opened = ["test", "-e", str(functions.OPENED)]
 
     def has_disk() -> bool:
         if guest.done():
@@ -176,7 +176,7 @@ def start_guest(lab: Lab, pool: ThreadPoolExecutor, path: str) -> Future[dict[st
 
 
 def extend_guest(lab: Lab, guest: Future[dict[str, int]]) -> dict[str, int]:
-    shell(lab, "compute", f"echo {LARGE} >/run/lab/new; mv /run/lab/new {insides.EXTEND}")
+    shell(lab, "compute", f"echo {LARGE} >/run/lab/new; mv /run/lab/new {functions.EXTEND}")
     return guest.result(timeout=60)
 
 
@@ -312,7 +312,7 @@ def test_levers_on_the_nfs_server(two_hosts: Lab) -> None:
 
 def test_a_reset_and_a_power_cut_keep_what_was_configured(two_hosts: Lab) -> None:
     device = create_volume(two_hosts)
-    inside(two_hosts, "storage", insides.export_iscsi, IQN, device, PORTALS)
+    inside(two_hosts, "storage", functions.export_iscsi, IQN, device, PORTALS)
     path = log_in(two_hosts)
     mount(two_hosts, "compute")
     shell(two_hosts, "compute", "echo before >/mnt/v; sync /mnt/v")
@@ -328,7 +328,7 @@ def test_a_reset_and_a_power_cut_keep_what_was_configured(two_hosts: Lab) -> Non
     before = int(shell(two_hosts, "storage", "stat --format %s /srv/nfs/lines"))
     size = "stat --format %s /srv/nfs/lines"
     wait_until(lambda: int(shell(two_hosts, "storage", size)) > before, 60, "the writer to go on")
-    assert inside(two_hosts, "storage", insides.is_locked, "/srv/nfs/v")
+    assert inside(two_hosts, "storage", functions.is_locked, "/srv/nfs/v")
     wait_until(lambda: paths(two_hosts) == {"ready": 2}, 60, "the sessions to come back")
     assert size_of(two_hosts, "compute", path) == SMALL
 

@@ -2,8 +2,8 @@
 
 import json
 
-import insides
 import pytest
+from inside import functions
 from labs import CHECKOUT, inside, shell
 
 from voldrivers.errors import InvalidInput
@@ -16,9 +16,9 @@ from voldrivers.sizes import MiB
 SMALL, LARGE = 64 * MiB, 96 * MiB
 
 
-def voldrivers(lab: Lab, command: str) -> str:
-    lab.bring_project("compute", CHECKOUT)
-    channel = lab.machine("compute").channel
+def voldrivers(lab: Lab, machine: str, command: str) -> str:
+    lab.bring_project(machine, CHECKOUT)
+    channel = lab.machine(machine).channel
     return channel.run(["voldrivers", *command.split()], timeout_s=120, env=project.ENVIRONMENT).stdout
 
 
@@ -28,7 +28,8 @@ def report(lab: Lab) -> Report:
 
 
 def over_iscsi(lab: Lab) -> DiskReport:
-    return next(disk for disk in report(lab).disks if disk.serial == "attached")
+    logical_volume = shell(lab, "storage", "ls /dev/vg0")
+    return next(disk for disk in report(lab).disks if disk.serial in logical_volume)
 
 
 def wait_for_work(lab: Lab) -> None:
@@ -46,14 +47,8 @@ def end(lab: Lab) -> Report:
 
 def test_both_volumes_of_a_guest_at_work_are_extended(attached: Lab) -> None:
     assert [disk.capacity_bytes for disk in report(attached).disks] == [SMALL, SMALL]
-    assert "extended from 64 MiB to 96 MiB" in voldrivers(attached, "extend data 96M")
-    shell(attached, "storage", f"lvextend --quiet --size {LARGE}b vg0/attached")
-    shell(
-        attached,
-        "compute",
-        "iscsiadm --mode session --rescan; multipathd resize map $(ls /dev/mapper | grep 3600)",
-    )
-    inside(attached, "compute", insides.resize_node, "attached", LARGE)
+    assert "extended from 64 MiB to 96 MiB" in voldrivers(attached, "compute", "extend data 96M")
+    assert "extended from 64 MiB to 96 MiB" in voldrivers(attached, "storage", "extend attached 96M")
     wait_until(lambda: {d.capacity_bytes for d in report(attached).disks} == {LARGE}, 30, "the new sizes")
     wait_for_work(attached)
     ended = end(attached)
@@ -73,7 +68,7 @@ def test_a_guest_at_work_goes_on_over_the_other_path(attached: Lab) -> None:
 
 def test_what_a_broken_volume_loses_is_noticed(attached: Lab) -> None:
     wait_for_work(attached)
-    shell(attached, "storage", "dd if=/dev/urandom of=/dev/vg0/attached bs=1M count=64 oflag=direct")
+    shell(attached, "storage", "dd if=/dev/urandom of=$(ls /dev/vg0/volume-*) bs=1M count=64 oflag=direct")
     wait_until(lambda: bool(over_iscsi(attached).problems), 60, "the guest to notice")
     assert "not what" in over_iscsi(attached).problems[0]
 
@@ -86,15 +81,15 @@ def test_the_kernel_of_a_guest_in_the_lab_prints_the_new_size(linux_guest: Lab) 
         "compute",
         f"mkdir /etc/voldrivers; cat >/etc/voldrivers/voldrivers.toml <<'END'\n{text}\nEND",
     )
-    voldrivers(linux_guest, "volume create data 64M")
-    voldrivers(linux_guest, "attach data --qmp /run/lab/guest.qmp")
+    voldrivers(linux_guest, "compute", "volume create data 64M")
+    voldrivers(linux_guest, "compute", "attach data --qmp /run/lab/guest.qmp")
     console = "cat /run/lab/guest.console"
     wait_until(lambda: "[vda]" in shell(linux_guest, "compute", console), 60, "the kernel to find its disk")
     assert "new size" not in shell(linux_guest, "compute", console)
-    voldrivers(linux_guest, "extend data 96M")
+    voldrivers(linux_guest, "compute", "extend data 96M")
     assert "[vda] new size: 196608 512-byte logical blocks" in shell(linux_guest, "compute", console)
-    assert inside(linux_guest, "compute", insides.guest_shell, "cat /sys/block/vda/size") == "196608\n"
-    rows = json.loads(voldrivers(linux_guest, "doctor data --json"))["rows"]
+    assert inside(linux_guest, "compute", functions.guest_shell, "cat /sys/block/vda/size") == "196608\n"
+    rows = json.loads(voldrivers(linux_guest, "compute", "doctor data --json"))["rows"]
     # Its agent may be slower than `doctor` waits: TCG under TCG.
     assert {row["observed_bytes"] for row in rows} - {None} == {LARGE}
 

@@ -10,6 +10,7 @@ from faulty import GRANULE_BYTES, Fault, Killed, World, no_programs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voldrivers.config import Policy
 from voldrivers.errors import BackendError, NoSpace, OutcomeUnknown, VolDriverError
 from voldrivers.extend.converge import describe, ledger
 from voldrivers.extend.engine import Engine
@@ -17,7 +18,6 @@ from voldrivers.extend.site import Site
 from voldrivers.extend.store import Store
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine, MemoryOptions
 from voldrivers.model import Attachment, Ledger, LedgerRow, Phase, Volume, VolumeStatus
-from voldrivers.registry import Policy
 from voldrivers.sizes import MiB, format_size
 
 OLD, NEW = 2 * GRANULE_BYTES, 3 * GRANULE_BYTES

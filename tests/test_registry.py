@@ -8,6 +8,8 @@ import pytest
 import vendor
 
 from voldrivers import plugins, registry
+from voldrivers.api.remote import RemoteHost, RemoteOptions
+from voldrivers.config import AgentConfig, Policy
 from voldrivers.errors import InvalidInput, NotSupported
 from voldrivers.host.local import LocalOptions
 from voldrivers.nfs.options import NFSOptions
@@ -43,7 +45,7 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_reads_a_good_file(tmp_path: Path) -> None:
     config = registry.load(written(tmp_path, GOOD))
     assert config.state_dir == tmp_path / "state"
-    assert config.policy == registry.Policy(extend_attached=False, deadline_s=7.0)
+    assert config.policy == Policy(extend_attached=False, deadline_s=7.0)
     backend, host = config.backends["fast"], config.hosts["one"]
     assert (backend.name, backend.driver) == ("fast", "acme")
     assert isinstance(backend.options, vendor.AcmeOptions)
@@ -378,3 +380,90 @@ class TestFind:
             registry.find_config(None, {"HOME": str(tmp_path), "XDG_CONFIG_DIRS": f"{tmp_path}/etc"})
         for place in (f"{tmp_path}/.config", f"{tmp_path}/etc", "/etc"):
             assert f"{place}/voldrivers/voldrivers.toml" in str(caught.value)
+
+
+# --- of an agent
+
+AGENT = """
+[agent]
+listen = "127.0.0.1:0"
+token_file = "token"
+certificate = "/etc/agent.pem"
+[host.one]
+kind = "local"
+qmp_dir = "sockets"
+"""
+
+
+def test_reads_the_file_of_an_agent(tmp_path: Path) -> None:
+    path = written(tmp_path, AGENT)
+    config = registry.load_agent(path)
+    options = config.agent
+    assert (options.listen, options.token_file) == ("127.0.0.1:0", tmp_path / "token")
+    assert (options.certificate, options.key) == (Path("/etc/agent.pem"), None)
+    host = registry.make_host(config.host, run)
+    assert (host.name, host.options.qmp_dir) == ("one", tmp_path / "sockets")
+    checked = registry.check(path)
+    assert not checked.problems
+    assert isinstance(checked.config, AgentConfig)
+    assert ("agent", "key") in {(s.table, s.help.name) for s in checked.settings}
+
+
+AGENT_WRONG = {
+    "no listen": ('listen = "127.0.0.1:0"\n', "", "[agent] listen: must be given"),
+    "no token": ('token_file = "token"\n', "", "[agent] token_file: must be given"),
+    "unknown option": ("certificate", "certifikate", "[agent] certifikate: there is no such option"),
+    "no table": (AGENT, "agent = 1\n[host.one]\nkind = 'local'", "[agent]: must be a table, not 1"),
+    "a backend": (
+        AGENT,
+        f"{AGENT}[backend.fast]\ndriver = 'acme'",
+        ": backend: there is no such key or table; known: [agent], [host.NAME]",
+    ),
+    "state_dir": ("[agent]", "state_dir = 'x'\n[agent]", ": state_dir: there is no such key or table"),
+    "no host": (
+        AGENT[AGENT.index("[host") :],
+        "",
+        "[host.NAME]: exactly one is needed, with the name that the controller knows it by",
+    ),
+    "two hosts": (
+        "[host.one]",
+        "[host.two]\nkind = 'local'\n[host.one]",
+        "[host.NAME]: exactly one is needed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), AGENT_WRONG.values(), ids=AGENT_WRONG.keys())
+def test_refuses_the_file_of_an_agent(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in AGENT
+    path = written(tmp_path, AGENT.replace(old, new, 1))
+    with pytest.raises(InvalidInput) as caught:
+        registry.load_agent(path)
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+    assert said in "".join(map(str, registry.check(path).problems))
+
+
+@pytest.mark.parametrize("text", [GOOD, "[host.one]\nkind = 'local'\n"])
+def test_a_file_without_an_agent_is_refused_as_one(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"\[agent\]: must be there, with listen and token_file"):
+        registry.load_agent(written(tmp_path, text))
+
+
+def test_the_file_of_an_agent_is_none_of_a_controller(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"\[agent\]: this is the configuration of an agent, without backends"
+    ):
+        registry.load(written(tmp_path, AGENT))
+
+
+def test_a_controller_names_hosts_behind_agents(tmp_path: Path) -> None:
+    table = '[host.two]\nkind = "agent"\nurl = "https://two:9871"\ntoken_file = "token"\n'
+    config = registry.load(written(tmp_path, GOOD + table))
+    host = registry.make_host(config.hosts["two"], run)
+    assert isinstance(host, RemoteHost)
+    assert isinstance(host.options, RemoteOptions)
+    assert host.options.token_file == tmp_path / "token"
+    wrong = written(tmp_path, GOOD + table.replace("https", "ftp"))
+    (problem,) = registry.check(wrong).problems
+    assert "[host.two]: url ftp://two:9871 must be https://NAME:PORT or http://NAME:PORT" in str(problem)

@@ -30,6 +30,7 @@ from voldrivers.model import (
     Attachment,
     AttachmentState,
     ConnectionInfo,
+    Connector,
     Extend,
     Phase,
     Volume,
@@ -172,7 +173,8 @@ def read_everything(path: Path) -> None:
             store.creation_options(volume)
 
 
-CONNECTED = replace(ATTACHMENT, connection_info=ConnectionInfo("file", {"path": "/x"}))
+CONNECTOR = Connector("a", None, "iqn.2026-01.org.example:a", True)
+CONNECTED = replace(ATTACHMENT, connector=CONNECTOR, connection_info=ConnectionInfo("file", {"path": "/x"}))
 NONSENSE = {
     "no status": ("UPDATE volumes SET status = 'availablf'", "a volume", "'availablf' is not a valid"),
     "no size": ("UPDATE volumes SET size_bytes = -1", "a volume", "size_bytes is -1"),
@@ -183,6 +185,18 @@ NONSENSE = {
     "no state": ("UPDATE attachments SET state = ''", "an attachment", "'' is not a valid"),
     "no mapping": ("UPDATE attachments SET properties = '3'", "an attachment", "properties hold"),
     "no text": ("UPDATE attachments SET properties = '{\"a\": 1}'", "an attachment", "properties hold"),
+    "no connector": ("UPDATE attachments SET connector = '[]'", "an attachment", r"connector is \[\]"),
+    "half a connector": ("UPDATE attachments SET connector = '{}'", "an attachment", r"connector is \{\}"),
+    "nobody's connector": (
+        "UPDATE attachments SET connector = json_set(connector, '$.host', NULL)",
+        "an attachment",
+        "connector is {'host': None",
+    ),
+    "a connector's address": (
+        "UPDATE attachments SET connector = json_set(connector, '$.ip', 5)",
+        "an attachment",
+        "'ip': 5",
+    ),
     "no phase": ("UPDATE extends SET phase = 'x'", "an extend", "'x' is not a valid Phase"),
     "no date": ("UPDATE extends SET expires_at = 'x'", "an extend", "Invalid isoformat"),
     "no zone": ("UPDATE extends SET expires_at = '2999-01-01'", "an extend", "expires_at has no zone"),
@@ -322,6 +336,28 @@ def test_an_older_schema_is_brought_up_with_its_rows(
     assert newer.volume("v").size_bytes == 8 * MiB
     assert [tuple(row) for row in newer.database.all("SELECT name, note FROM volumes")] == [("v", "new")]
     newer.close()
+
+
+def test_attachments_of_the_first_schema_are_kept(ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ram_path / "old" / "voldrivers.db"
+    with monkeypatch.context() as old:
+        old.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
+        with closing(Store(path)) as first:
+            first.add_volume(VOLUME, {})
+            first.volume_created(VOLUME, "", 8 * MiB)
+            statement = (
+                "INSERT INTO attachments"
+                " (id, volume_id, host, instance, monitor, state, protocol, properties) VALUES"
+                " ('a1', 'id-of-v', 'a', 'vm', '/run/vm.qmp', 'attached', 'file', '{\"path\": \"/x\"}')"
+            )
+            with first.database.transaction():
+                first.database.change(statement, ())
+    with closing(Store(path)) as newer:
+        (attachment,) = newer.volume("v").attachments
+        assert (attachment.connector, attachment.connection_info) == (None, CONNECTED.connection_info)
+        known = replace(attachment, connector=CONNECTOR)
+        newer.update_attachment(known)
+        assert newer.volume("v").attachments == (known,)
 
 
 def test_a_migration_that_fails_changes_nothing(

@@ -35,10 +35,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sizes", "errors"),
     ("capabilities", "options", "model"),
     ("base",),
-    ("process", "locks", "mounts", "filesystem", "plugins", "registry", "memory"),
-    ("nfs", "host"),
+    ("process", "locks", "mounts", "filesystem", "sysfs", "brick", "plugins", "config", "registry", "memory"),
+    ("lvm", "nfs", "host"),
     ("extend", "guests"),
     ("lab",),
+    ("api",),
     ("cli",),
 )
 LIGHT_LAYERS = 3
@@ -46,11 +47,19 @@ LIGHT_LAYERS = 3
 #: One home per foreign library, and per part of the standard library that must not spread.
 HOMES: Mapping[str, tuple[str, ...]] = {
     "oslo_utils": ("sizes", "nfs"),
-    "oslo_concurrency": ("process", "locks"),
-    "os_brick": ("nfs.share",),
+    "oslo_concurrency": ("process", "locks", "brick"),
+    "os_brick": ("brick", "nfs.share", "host.login"),
+    "pyudev": ("host.changes",),
+    "rtslib_fb": ("lvm.lio",),
     "qemu": ("host.qmp",),
+    "anyio": ("api",),
+    "fastapi": ("api",),
+    "starlette": ("api",),
+    "uvicorn": ("api",),
+    "httpx": ("api",),
+    "pydantic": ("api",),
     "asyncio": ("host.qmp",),
-    "threading": ("host.qmp", "lab.channel", "lab.keeper"),
+    "threading": ("host.qmp", "api.agent", "lab.channel", "lab.keeper"),
     "concurrent": ("host.qmp", "lab.states", "lab.keeper.service"),
     "sqlite3": ("extend",),
     "tomllib": ("registry",),
@@ -61,10 +70,10 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 STARTS_PROGRAMS = re.compile(r"os\.(system|popen|exec[lv]\w*|fork\w*|spawn\w+|posix_spawnp?)")
 
 #: Where whatever is left may be caught: the last door to a person or to the network.
-BORDERS = {"cli", "lab.keeper.service", "lab.keeper.__main__"}
+BORDERS = {"api.agent", "cli", "lab.keeper.service", "lab.keeper.__main__"}
 
 #: The tables from an error to what an edge makes of it.
-EDGES = ("voldrivers.cli:EXIT_CODES", "voldrivers.cli:HINTS")
+EDGES = ("voldrivers.cli:EXIT_CODES", "voldrivers.cli:HINTS", "voldrivers.api.wire:STATUS")
 
 LONGEST_MODULE, LONGEST_FUNCTION, LONG_BODY, LONG_BODIES = 350, 70, 24, 0.1
 

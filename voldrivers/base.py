@@ -125,6 +125,14 @@ class Driver(ABC):
         Raises NoSpace, NotSupported (a declared condition), InvalidState. Changes nothing.
         """
 
+    def extend_notes(
+        self,
+        volume: Volume,  # noqa: ARG002 - for those who have something to tell
+        new_size_bytes: int,  # noqa: ARG002 - as above
+    ) -> Sequence[str]:
+        """Tell what an operator should know of an extend that `check_extend` has let pass: its cost, say."""
+        return ()
+
     def ledger_rows(self, volume: Volume, expected_bytes: int) -> Ledger:
         """Give the backend's own layers of the size ledger; a layer that cannot be read raises."""
         return (LedgerRow("backend", self.name, self.volume_size(volume), expected_bytes),)

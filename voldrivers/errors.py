@@ -5,9 +5,9 @@ line, HTTP, gRPC, Cinder) own one table each from these classes to their codes; 
 every leaf stands in every table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from voldrivers import sizes
 
@@ -135,3 +135,25 @@ def leaves(base: type[VolDriverError] = VolDriverError) -> Iterator[type[VolDriv
     for child in base.__subclasses__():
         yield child
         yield from leaves(child)
+
+
+def to_document(error: VolDriverError) -> dict[str, Any]:  # Any: what JSON holds
+    """Write an error for another process, one of a vendor's class as the one here that it derives from."""
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+    facts = {field.name: getattr(error, field.name) for field in fields(kind)}
+    return {"type": kind.__name__, "fields": facts, "notes": getattr(error, "__notes__", [])}
+
+
+def from_document(document: Mapping[str, Any]) -> VolDriverError:  # Any: what JSON holds
+    """Read an error that `to_document` wrote; one of a newer voldrivers is a BackendError.
+
+    Raises KeyError, TypeError, ValueError, AttributeError for something else.
+    """
+    ours = {kind.__name__: kind for kind in leaves() if kind.__module__ == __name__}
+    kind = ours.get(document["type"], BackendError)
+    facts = {name: tuple(v) if isinstance(v, list) else v for name, v in document["fields"].items()}
+    error = kind(**facts)
+    for note in document["notes"]:
+        error.add_note(note)
+    str(error)  # facts of another type are found here, not where it is shown
+    return error

@@ -87,12 +87,16 @@ class ExtendReply(StrEnum):
 
 @dataclass(frozen=True)
 class Connector:
-    """What a host tells a driver about itself, as in os-brick and Cinder."""
+    """What a host tells a driver about itself, as in os-brick and Cinder.
+
+    Its name is `initiator` for iSCSI, `nqn` for NVMe.
+    """
 
     host: str
     ip: str | None = None
     initiator: str | None = None
     multipath: bool = False
+    nqn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,14 +113,20 @@ class ConnectionInfo:
         """Freeze the properties."""
         object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
 
+    @property
+    def encrypted(self) -> bool:
+        """Tell whether a host has to decrypt what it gets: `encrypted`, as Cinder and Nova say it."""
+        return self.properties.get("encrypted", "").lower() in ("1", "t", "true", "y", "yes", "on")
+
 
 @dataclass(frozen=True)
 class Attachment:
     """One volume on one host, with or without an instance that uses it.
 
-    `monitor` is the path of the instance's QMP socket. `instance_process` is what the host
-    needs to prove later that the instance is gone; opaque to everybody else. `instance_state` is
-    filled in by the converging step before it asks the driver, and is not stored.
+    `connector` is what the host said of itself when the volume was exported to it: by it a lost host is
+    let in no more. `monitor` is the path of the instance's QMP socket. `instance_process` is what the host
+    needs to prove later that the instance is gone; opaque to everybody else. `instance_state` is filled in
+    by the converging step before it asks the driver, and is not stored.
     """
 
     id: str
@@ -125,6 +135,7 @@ class Attachment:
     instance: str | None = None
     monitor: str | None = None
     state: AttachmentState = AttachmentState.ATTACHING
+    connector: Connector | None = None
     connection_info: ConnectionInfo | None = None
     device_path: str | None = None
     instance_process: str | None = None

@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from voldrivers.base import Driver, Host, Run
+from voldrivers.config import AgentConfig, AgentOptions, BackendEntry, Config, HostEntry, Policy, TopLevel
 from voldrivers.errors import InvalidInput, NotSupported, VolDriverError
-from voldrivers.options import OptionHelp, check_options, explain, option, written
+from voldrivers.options import OptionHelp, check_options, explain, written
 from voldrivers.plugins import driver_class, driver_names, host_class, host_names, missing_library
 
 FILE_NAME = "voldrivers.toml"
@@ -24,55 +25,6 @@ _TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Options = TypeVar("Options")
 Entry = TypeVar("Entry", "BackendEntry", "HostEntry")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The table `[policy]`: what the operator allows."""
-
-    extend_attached: bool = option("whether a volume may be extended while it is attached", True)
-    deadline_s: float = option(
-        "seconds that an extend may take; requests to hosts expire then",
-        300.0,
-        minimum=0.01,
-        maximum=30 * 24 * 3600,
-    )
-
-
-@dataclass(frozen=True)
-class TopLevel:
-    """The keys that stand in no table."""
-
-    state_dir: Path = option("directory of voldrivers' own records, on a local disk")
-
-
-@dataclass(frozen=True)
-class BackendEntry:
-    """One table `[backend.NAME]`; `options` is an instance of the driver's `options_type`."""
-
-    name: str
-    driver: str
-    options: object
-
-
-@dataclass(frozen=True)
-class HostEntry:
-    """One table `[host.NAME]`; `options` is an instance of the host's `options_type`."""
-
-    name: str
-    kind: str
-    options: object
-
-
-@dataclass(frozen=True)
-class Config:
-    """A file that was read and found right."""
-
-    path: Path
-    state_dir: Path
-    policy: Policy
-    backends: Mapping[str, BackendEntry]
-    hosts: Mapping[str, HostEntry]
 
 
 @dataclass(frozen=True)
@@ -98,7 +50,7 @@ class Checked:
     state_dir: Path | None
     settings: tuple[Setting, ...]
     problems: tuple[VolDriverError, ...]
-    config: Config | None
+    config: Config | AgentConfig | None
 
 
 def find_config(explicit: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -121,10 +73,22 @@ def find_config(explicit: Path | None, environ: Mapping[str, str] = os.environ) 
 
 def load(path: Path) -> Config:
     """Read the file. Raises InvalidInput, the first of its mistakes, with table and key."""
-    checked = _check(path, makes=False)
-    if checked.config is None:
-        raise next(problem for problem in checked.problems if isinstance(problem, InvalidInput))
-    return checked.config
+    config = _load(path)
+    if isinstance(config, AgentConfig):
+        raise InvalidInput(
+            f"{config.path}: [agent]", "this is the configuration of an agent, without backends"
+        )
+    return config
+
+
+def load_agent(path: Path) -> AgentConfig:
+    """Read the file of an agent. Raises InvalidInput as `load`."""
+    if "agent" not in _document(path):
+        raise InvalidInput(f"{path.absolute()}: [agent]", "must be there, with listen and token_file")
+    config = _load(path)
+    if isinstance(config, Config):
+        raise InvalidInput(f"{config.path}: [agent]", "was there, and is gone while it is read")
+    return config
 
 
 def check(path: Path) -> Checked:
@@ -156,10 +120,17 @@ def read_value(text: str) -> object:
     return value if isinstance(value, bool | int | float | str) else text
 
 
+def _load(path: Path) -> Config | AgentConfig:
+    checked = _check(path, makes=False)
+    if checked.config is None:
+        raise next(problem for problem in checked.problems if isinstance(problem, InvalidInput))
+    return checked.config
+
+
 def _check(path: Path, *, makes: bool) -> Checked:
     path = path.absolute()
     reading = _Reading(path, _document(path), makes)
-    config = reading.config()
+    config = reading.agent_config() if "agent" in reading.document else reading.config()
     wrong = any(isinstance(problem, InvalidInput) for problem in reading.problems)
     settings, problems = tuple(reading.settings), tuple(reading.problems)
     return Checked(path, reading.state_dir, settings, problems, None if wrong else config)
@@ -178,10 +149,7 @@ class _Reading:
 
     def config(self) -> Config | None:
         """Read every table; None when a key without which there is no configuration is wrong."""
-        known = ("state_dir", "policy", "backend", "host")
-        for key in (key for key in self.document if key not in known):
-            shown = "state_dir, [policy], [backend.NAME], [host.NAME]"
-            self._wrong(key, f"there is no such key or table; known: {shown}")
+        self._check_keys("state_dir", "[policy]", "[backend.NAME]", "[host.NAME]")
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
         backends, hosts = self._backends(), self._hosts()
@@ -189,6 +157,20 @@ class _Reading:
         if top is None or policy is None:
             return None
         return Config(self.path, top.state_dir, policy, MappingProxyType(backends), MappingProxyType(hosts))
+
+    def agent_config(self) -> AgentConfig | None:
+        """Read the tables of an agent."""
+        self._check_keys("[agent]", "[host.NAME]")
+        agent = self._options("agent", AgentOptions, self._table("agent", self.document["agent"]))
+        hosts = list(self._hosts().values())
+        if len(hosts) != 1 or "host" not in self.document:
+            self._wrong("[host.NAME]", "exactly one is needed, with the name that the controller knows it by")
+        return None if agent is None or not hosts else AgentConfig(self.path, agent, hosts[0])
+
+    def _check_keys(self, *shown: str) -> None:
+        known = [each.strip("[]").partition(".")[0] for each in shown]
+        for key in (key for key in self.document if key not in known):
+            self._wrong(key, f"there is no such key or table; known: {', '.join(shown)}")
 
     def _backends(self) -> dict[str, BackendEntry]:
         entries = {}

@@ -72,6 +72,10 @@ def _command(name: str) -> Callable[[Namespace], int]:
         from voldrivers.cli import lab
 
         return lab.COMMANDS[name]
+    if name == "agent":
+        from voldrivers.cli import agent
+
+        return agent.serve
     from voldrivers.cli import commands
 
     return commands.COMMANDS[name]

@@ -105,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)
+    agent = _add_streaming(
+        words, "agent", everywhere, "agent", "let controllers on other machines reach this host"
+    )
+    agent.epilog = (
+        "The configuration has a table [agent] with listen (ADDRESS:PORT), token_file, and for TLS\n"
+        "certificate and key; and one [host.NAME], NAME being what the controllers call this machine.\n"
+        "SIGTERM and Ctrl-C let what is under way end (exit code 0)."
+    )
     _add_lab(
         _group(words, "lab", "virtual machines with real LVM, iSCSI and NFS to try drivers in"), everywhere
     )

@@ -239,7 +239,8 @@ def _say(args: Namespace, lines: Sequence[str], document: Document) -> int:
 def _say_plan(args: Namespace, plan: Plan) -> int:
     change = f"from {format_size(plan.from_bytes)} to {format_size(plan.to_bytes)}"
     first = f"{plan.volume.title}: {change}, grown by {plan.grown_by}"
-    return _say(args, [first, *(f"  {step}" for step in plan.steps)], documents.plan(plan))
+    lines = [first, *(f"  {step}" for step in plan.steps), *(f"  note: {note}" for note in plan.notes)]
+    return _say(args, lines, documents.plan(plan))
 
 
 def _say_extend(args: Namespace, volume: Volume, extend: Extend) -> int:

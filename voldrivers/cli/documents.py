@@ -65,6 +65,7 @@ def plan(shown: Plan) -> Object:
         "to_bytes": shown.to_bytes,
         "grown_by": shown.grown_by,
         "steps": list(shown.steps),
+        "notes": list(shown.notes),
     }
 
 

@@ -23,6 +23,7 @@ class Plan:
     to_bytes: int
     grown_by: str
     steps: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def plan(
@@ -43,11 +44,13 @@ def plan(
     volume = with_instance_states(volume, hosts)
     # Somebody else may have made it larger: it is never cut, the rest is brought up to it.
     to_bytes = max(rounded_bytes, from_bytes)
+    notes: tuple[str, ...] = ()
     if to_bytes > from_bytes:
         driver.check_extend(volume, to_bytes)
+        notes = tuple(driver.extend_notes(volume, to_bytes))
     grown_by = _grown_by(volume, driver)
     steps = _steps(volume, grown_by, from_bytes, to_bytes)
-    return Plan(volume, from_bytes, requested_bytes, to_bytes, grown_by, steps)
+    return Plan(volume, from_bytes, requested_bytes, to_bytes, grown_by, steps, notes)
 
 
 def _target(volume: Volume, driver: Driver, requested_bytes: int) -> int:
@@ -73,6 +76,9 @@ def _check_may_extend_attached(volume: Volume, driver: Driver, attached_allowed:
 def _check_host(volume: Volume, attachment: Attachment, hosts: Hosts) -> None:
     if attachment.host not in hosts:
         raise NotFound("host", attachment.host, f", but {volume.title} is attached there")
+    if attachment.connection_info is not None and attachment.connection_info.encrypted:
+        reason = f"it is encrypted on {attachment.place}, and decrypting is not built yet"
+        raise NotSupported(volume.title, reason)
     host = hosts[attachment.host]
     if host.version < HOST_VERSION:
         too_old = f"speaks protocol {host.version}, {HOST_VERSION} is needed"

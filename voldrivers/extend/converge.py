@@ -134,6 +134,9 @@ class _Convergence:
         """Let the driver make the volume larger, or learn that only the hypervisor may."""
         with ExitStack() as held:
             behind = self.driver.volume_size(self.volume) < self.extend.to_bytes
+            if behind and self.cancelled():
+                # Grows nothing: it ends what a killed one has left, a device that is suspended, say.
+                self.driver.extend_volume(self.volume, self.extend.from_bytes)
             if behind:
                 self.heed_cancel()
             if behind and self.volume.attachments and self.volume.nobody_runs:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voldrivers.base import round_size
+from voldrivers.config import Config
 from voldrivers.errors import InvalidState, NotSupported, VolDriverError
 from voldrivers.extend import admission, lifecycle
 from voldrivers.extend.converge import Outcome, converge, ledger
@@ -28,7 +29,7 @@ from voldrivers.model import (
 )
 from voldrivers.options import read_options
 from voldrivers.process import end_orphans, run
-from voldrivers.registry import Config, make_driver, make_host
+from voldrivers.registry import make_driver, make_host
 from voldrivers.sizes import format_size
 
 _log = logging.getLogger(__name__)
@@ -199,6 +200,8 @@ class Engine:
         if volume.status is VolumeStatus.ERROR_EXTENDING:
             self.retry(name)
         elif any(row.stale for row in self.ledger(name)):
+            with self.site.working_on(name) as stale:  # grows nothing: an export that was lost comes back
+                self.site.driver(stale).extend_volume(stale, stale.backend_bytes)
             self.extend(name, volume.size_bytes)
         return self.ledger(name)
 

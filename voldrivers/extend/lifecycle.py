@@ -67,7 +67,10 @@ def finish_attach(site: Site, volume: Volume, attachment: Attachment) -> Attachm
     others = _without(volume, attachment)
     site.progress(Progress(volume, "attaching", attachment.place))
     try:
-        connection_info = driver.initialize_connection(others, host.connector())
+        connector = host.connector()
+        attachment = replace(attachment, connector=connector)
+        site.store.update_attachment(attachment)
+        connection_info = driver.initialize_connection(others, connector)
         path = host.connect(others, attachment, connection_info)
         attachment = replace(attachment, connection_info=connection_info, device_path=path)
         site.store.update_attachment(attachment)
@@ -107,7 +110,8 @@ def finish_detach(
 def forget_attachment(site: Site, volume: Volume, attachment: Attachment) -> None:
     """Drop an attachment whose host is lost, on the operator's word, without asking that host."""
     others = _without(volume, attachment)
-    site.driver(volume).terminate_connection(others, Connector(attachment.host))
+    connector = attachment.connector or Connector(attachment.host)
+    site.driver(volume).terminate_connection(others, connector)
     by_force = f"detached from {attachment.place} by force, without asking the host"
     site.store.remove_attachment(attachment, by_force)
 
@@ -168,7 +172,7 @@ def _undo_attach(site: Site, volume: Volume, attachment: Attachment, error: VolD
 
 def _let_go(site: Site, host: Host, others: Volume, attachment: Attachment) -> None:
     host.disconnect(others, attachment)
-    site.driver(others).terminate_connection(others, host.connector())
+    site.driver(others).terminate_connection(others, attachment.connector or host.connector())
     site.store.remove_attachment(attachment)
 
 

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 from voldrivers.errors import BackendError
 from voldrivers.extend.database import Row
@@ -12,6 +13,7 @@ from voldrivers.model import (
     Attachment,
     AttachmentState,
     ConnectionInfo,
+    Connector,
     Extend,
     Message,
     Phase,
@@ -28,8 +30,8 @@ INSERT_ATTACHMENT = (
     " VALUES (:id, :volume_id, :host, :instance, :monitor, :state, :instance_process)"
 )
 UPDATE_ATTACHMENT = (
-    "UPDATE attachments SET state = :state, protocol = :protocol, properties = :properties,"
-    " device_path = :device_path WHERE id = :id"
+    "UPDATE attachments SET state = :state, connector = :connector, protocol = :protocol,"
+    " properties = :properties, device_path = :device_path WHERE id = :id"
 )
 INSERT_EXTEND = (
     "INSERT INTO extends"
@@ -60,7 +62,7 @@ def of_volume(volume: Volume, options: Mapping[str, object]) -> Values:
 
 def of_attachment(attachment: Attachment) -> Values:
     """Give the columns of an attachment."""
-    connection = attachment.connection_info
+    connector, connection = attachment.connector, attachment.connection_info
     return {
         "id": attachment.id,
         "volume_id": attachment.volume_id,
@@ -68,6 +70,7 @@ def of_attachment(attachment: Attachment) -> Values:
         "instance": attachment.instance,
         "monitor": attachment.monitor,
         "state": attachment.state,
+        "connector": None if connector is None else json.dumps(asdict(connector)),
         "protocol": None if connection is None else connection.driver_volume_type,
         "properties": None if connection is None else json.dumps(dict(connection.properties)),
         "device_path": attachment.device_path,
@@ -126,6 +129,7 @@ def to_attachment(row: Row) -> Attachment:
             instance=_given(row, "instance", _text),
             monitor=_given(row, "monitor", _text),
             state=AttachmentState(row["state"]),
+            connector=_given(row, "connector", _connector),
             connection_info=_given(row, "protocol", _connection_info),
             device_path=_given(row, "device_path", _text),
             instance_process=_given(row, "instance_process", _text),
@@ -159,7 +163,7 @@ def _sense(row: Row, what: str) -> Iterator[None]:
     """Name the file when a value is none that we wrote: SQLite does not notice a bit that was flipped."""
     try:
         yield
-    except (ValueError, IndexError, RecursionError) as error:  # IndexError: there is no such column
+    except (ValueError, LookupError, RecursionError) as error:  # LookupError: there is no such column
         raise BackendError(f"state file {row.path}", f"holds {what} that makes no sense: {error}") from error
 
 
@@ -186,6 +190,16 @@ def _time(row: Row, column: str) -> datetime:
     if time.tzinfo is None:
         raise ValueError(f"{column} has no zone")
     return time
+
+
+def _connector(row: Row, column: str) -> Connector:
+    known = json.loads(_text(row, column))
+    kinds = get_type_hints(Connector)  # a record of an older voldrivers may lack the younger ones
+    if not isinstance(known, dict) or "host" not in known or not known.keys() <= kinds.keys():
+        raise ValueError(f"{column} is {known!r:.80}")
+    if not all(isinstance(value, kinds[key]) for key, value in known.items()):
+        raise ValueError(f"{column} is {known!r:.80}")
+    return Connector(**known)
 
 
 def _connection_info(row: Row, column: str) -> ConnectionInfo:

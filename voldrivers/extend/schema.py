@@ -59,4 +59,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
         "CREATE INDEX messages_of ON messages (volume_id)",
     ),
+    ("ALTER TABLE attachments ADD COLUMN connector TEXT",),
 )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from voldrivers.base import Driver, Drivers, Host, Hosts, Sleep
+from voldrivers.config import Policy
 from voldrivers.errors import InvalidInput, InvalidState, NotFound
 from voldrivers.extend.store import Store
 from voldrivers.locks import exclusive
 from voldrivers.model import Volume, VolumeStatus, utc_now
 from voldrivers.process import marked
-from voldrivers.registry import Policy
 
 Thing = TypeVar("Thing")
 

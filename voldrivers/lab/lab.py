@@ -162,7 +162,7 @@ class Lab:
             self._save("")
         if name:
             self.cache.say(f"preparing the state {name}")
-            PREPARED[name](self.cache, self.machine)
+            PREPARED[name].prepare(self.cache, self.machine)
             self._save(name)
 
     def _restore(self, name: str) -> bool:
@@ -202,7 +202,7 @@ class Lab:
 
     def _key(self, name: str) -> str:
         if name in PREPARED:
-            name = f"{name}-{prepared.version()}"
+            name = f"{name}-{prepared.version(name)}"
         elif name:
             name = f"{SAVED}{name}"
         return states.key(self.model, self.places, name or "fresh")

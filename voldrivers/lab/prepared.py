@@ -5,7 +5,8 @@ that it leaves running are those of this version of voldrivers, beside the proje
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from voldrivers.guests import linux
@@ -19,8 +20,6 @@ from voldrivers.lab.machine import LabMachine
 Find = Callable[[str], LabMachine]
 
 _PACKAGE = Path(__file__).parents[1]
-#: What a change of makes them anew: the programs that stay running, and the schema of the records.
-_MADE_WITH = ("guests/**/*.py", "lab/prepared.py", "host/qmp.py", "extend/schema.py")
 _PYTHON, _GUESTS = "/var/lib/lab/python", "/var/lib/lab/guests"
 _ENVIRONMENT = {**project.ENVIRONMENT, "PYTHONPATH": f"{_PYTHON}:/deps"}
 _COMMAND_S = 120.0
@@ -28,10 +27,10 @@ _COMMAND_S = 120.0
 # A daemon of its own, so that it does not end with the command that starts it.
 _START = """
 mkdir -p /run/lab
-printed=/run/lab/guest.printed
+printed=$(mktemp /run/lab/printed.XXXXXX)
 setsid "$@" >$printed 2>&1 </dev/null &
 while kill -0 $!; do
-    ! grep --quiet ^ready $printed || exit 0
+    ! grep --quiet --extended-regexp '^ready|answers at' $printed || exit 0
     sleep 0.1
 done
 cat $printed >&2
@@ -66,41 +65,44 @@ with Monitor(Path("/run/lab/guest.qmp")) as guest:
 console.write_text("")
 disk.unlink()
 """
-# What LIO keeps in configfs (drivers/target/target_core_configfs.c), saved for the next boot by targetctl(8).
-_EXPORT = """
-lvcreate --quiet --yes --size 64m --name attached vg0
-cd /sys/kernel/config/target
-store=core/iblock_0/attached group=iscsi/iqn.2024-01.org.voldrivers:attached/tpgt_1
-mkdir -p $store $group/np/10.77.{1,2}.1:3260 $group/lun/lun_0
-echo udev_path=/dev/vg0/attached >$store/control
-echo 1 >$store/enable
-cat /proc/sys/kernel/random/uuid >$store/wwn/vpd_unit_serial
-echo 1 >$group/attrib/generate_node_acls
-echo 0 >$group/attrib/authentication
-echo 0 >$group/attrib/demo_mode_write_protect
-ln -s $PWD/$store $group/lun/lun_0/port
-echo 1 >$group/enable
-targetctl save
-sync
-"""
-_LOG_IN = """
-iscsiadm --mode discovery --type sendtargets --portal 10.77.1.1
-iscsiadm --mode node --login
-udevadm settle
-for _ in {1..200}; do map=$(ls /dev/mapper/36001405* 2>/dev/null) && break; sleep 0.05; done
-python3 - $map <<END
-import sys
-from pathlib import Path
-from voldrivers.host.qmp import Monitor
-with Monitor(Path("/run/lab/guest.qmp")) as guest:
-    disk = {"driver": "host_device", "filename": sys.argv[1], "cache": {"direct": True}}
-    guest.execute("blockdev-add", {"node-name": "attached", "driver": "raw", "file": disk})
-    device = {"driver": "virtio-blk-pci", "id": "attached", "drive": "attached", "serial": "attached"}
-    guest.execute("device_add", device)
+_AGENT = """
+umask 077
+mkdir -p /etc/voldrivers
+echo the-token-of-this-lab >/etc/voldrivers/token
+cat >/etc/voldrivers/agent.toml <<END
+[agent]
+listen = "0.0.0.0:9871"
+token_file = "token"
+[host.$HOSTNAME]
+kind = "local"
+qmp_dir = "/run/lab"
 END
 """
-_ATTACH = """
+_CONTROLLER = """
+umask 077
 mkdir -p /etc/voldrivers
+echo the-token-of-this-lab >/etc/voldrivers/token
+cat >/etc/voldrivers/voldrivers.toml <<END
+state_dir = "/var/lib/voldrivers"
+[backend.lvm]
+driver = "lvm"
+volume_group = "vg0"
+target_ip_addresses = "10.77.1.1,10.77.2.1"
+END
+for host; do cat >>/etc/voldrivers/voldrivers.toml <<END; done
+[host.$host]
+kind = "agent"
+url = "http://$host:9871"
+token_file = "token"
+look_timeout_s = 15
+act_timeout_s = 60
+END
+"""
+_ATTACH_LVM = """
+voldrivers volume create attached 64M
+voldrivers attach attached --host compute --instance guest
+"""
+_ATTACH_NFS = """
 cat >/etc/voldrivers/voldrivers.toml <<END
 state_dir = "/var/lib/voldrivers"
 [backend.nfs]
@@ -132,7 +134,7 @@ def linux_guest(cache: Cache, machine: Find) -> None:
     image = prepare(cache.directory / "guests")
     for path in (image.kernel, image.initramfs, state):
         compute.channel.unpack(f"{_GUESTS}/{path.parent.name}", project.archive(path.parent, [path.name]))
-    _start(compute, "voldrivers.guests.linux", _GUESTS, "/run/lab", "guest")
+    _start(compute, "python3", "-m", "voldrivers.guests.linux", _GUESTS, "/run/lab", "guest")
     _bash(compute, f"rm {_GUESTS}/*/{state.name}")  # 60 MB less to save
     _python(compute, _WARM_UP)
 
@@ -140,25 +142,58 @@ def linux_guest(cache: Cache, machine: Find) -> None:
 def attached(_cache: Cache, machine: Find) -> None:
     """On compute a guest writes to two disks, and checks them: /run/lab/guest.qmp, .report.
 
-    `attached` is vg0/attached of storage, over iSCSI by both portals and multipath; `data` is a volume of
-    backend `nfs` in /etc/voldrivers/voldrivers.toml. See `guests.verified`.
+    `attached` is a volume of backend `lvm` in /etc/voldrivers/voldrivers.toml of storage, over iSCSI by both
+    portals and multipath, attached through the agent of compute; `data` is one of backend `nfs` in that file
+    on compute. See `guests.verified`.
     """
-    compute = machine("compute")
-    _bring_voldrivers(compute)
-    _start(compute, "voldrivers.guests.verified", "/run/lab", "guest")
-    _bash(compute, _ATTACH)
-    _bash(machine("storage"), _EXPORT)
-    _bash(compute, _LOG_IN)
+    storage, compute = machine("storage"), machine("compute")
+    start_guest(compute)
+    start_agent(compute)
+    _bash(compute, _ATTACH_NFS)
+    configure(storage, ["compute"])
+    _bash(storage, _ATTACH_LVM)
     _python(compute, _WORKING)
 
 
-PREPARED: Mapping[str, Callable[[Cache, Find], None]] = {"linux-guest": linux_guest, "attached": attached}
+def start_guest(machine: LabMachine) -> None:
+    """Start a guest that writes to every disk it is given, and checks it; see `guests.verified`."""
+    _bring_voldrivers(machine)
+    _start(machine, "python3", "-m", "voldrivers.guests.verified", "/run/lab", "guest")
 
 
-def version() -> str:
-    """Name what the states are made with, besides the lab itself."""
+def start_agent(machine: LabMachine) -> None:
+    """Start the agent of a machine, whose configuration is /etc/voldrivers/agent.toml then."""
+    _bring_voldrivers(machine)
+    _bash(machine, _AGENT)
+    _start(machine, "voldrivers", "agent", "--config", "/etc/voldrivers/agent.toml")
+
+
+def configure(machine: LabMachine, hosts: Sequence[str]) -> None:
+    """Write a configuration with backend `lvm` and these hosts, by their agents."""
+    _bring_voldrivers(machine)
+    _bash(machine, _CONTROLLER, *hosts)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A state, and the files of voldrivers that make it anew when they change."""
+
+    prepare: Callable[[Cache, Find], None]
+    made_with: tuple[str, ...]
+
+
+_GUEST = ("guests/**/*.py", "lab/prepared.py", "host/qmp.py")
+_ALL = ("*.py", "api/*.py", "extend/*.py", "guests/*.py", "host/*.py", "lvm/*.py", "nfs/*.py")
+PREPARED: Mapping[str, Prepared] = {
+    "linux-guest": Prepared(linux_guest, _GUEST),
+    "attached": Prepared(attached, (*_ALL, "lab/prepared.py")),
+}
+
+
+def version(state: str) -> str:
+    """Name what a state is made with, besides the lab itself."""
     digest = hashlib.sha256()
-    for pattern in _MADE_WITH:
+    for pattern in PREPARED[state].made_with:
         for path in sorted(_PACKAGE.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -172,8 +207,8 @@ def _modules() -> Iterator[str]:
     return (str(path.relative_to(_PACKAGE.parent)) for path in _PACKAGE.rglob("*.py"))
 
 
-def _start(machine: LabMachine, module: str, *arguments: str) -> None:
-    _bash(machine, _START, "python3", "-m", module, *arguments)
+def _start(machine: LabMachine, *argv: str) -> None:
+    _bash(machine, _START, *argv)
 
 
 def _python(machine: LabMachine, script: str) -> None:

@@ -23,7 +23,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
     "HOME": "/root",
     "LC_ALL": "C.UTF-8",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 #: Libraries that only a workplace needs; by the names of their files.
 _WORKPLACE = ("mypy", "ruff", "pip", "setuptools", "_distutils_hack", "__editable__")

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 from voldrivers import process
-from voldrivers.errors import BackendError, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.errors import BackendError, NotFound, OutcomeUnknown, VolDriverError, from_document
 from voldrivers.lab import project
 from voldrivers.lab.keeper import runtime
-from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Libraries, Wish, read_error
+from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Libraries, Wish
 from voldrivers.lab.keeper.runtime import Site
 from voldrivers.lab.keeper.streams import Streams, Take
 
@@ -198,7 +198,7 @@ def _answer(connection: Connection, place: Site, say: Say = lambda _: None) -> F
         if "say" in frame:
             say(frame["say"])
         elif "error" in frame:
-            raise read_error(frame["error"])
+            raise from_document(frame["error"])
         else:
             return frame
     raise BackendError(f"the keeper of lab {place.name}", f"it ended, see {place.log}")

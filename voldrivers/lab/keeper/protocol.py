@@ -26,7 +26,6 @@ connections at once.
 """
 
 import base64
-import dataclasses
 import json
 import os
 import socket
@@ -38,8 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from voldrivers import errors
-from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown, VolDriverError
+from voldrivers.errors import InvalidState, OutcomeUnknown
 
 Frame = Mapping[str, Any]  # Any: what JSON holds; both ends are the same user's
 
@@ -213,25 +211,6 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._lines.close()
         self._socket.close()
-
-
-def error_frame(error: VolDriverError) -> Frame:
-    """Write an error; one of a class that the other end may not know as the one it was derived from."""
-    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    names = [each.name for each in dataclasses.fields(kind)]
-    content = {name: getattr(error, name) for name in names}
-    return {"error": {"type": kind.__name__, "fields": content, "notes": getattr(error, "__notes__", [])}}
-
-
-def read_error(frame: Frame) -> VolDriverError:
-    """Read an error."""
-    kinds = {kind.__name__: kind for kind in errors.leaves()}
-    kind = kinds.get(frame["type"], BackendError)
-    content = {name: tuple(v) if isinstance(v, list) else v for name, v in frame["fields"].items()}
-    error = kind(**content)
-    for note in frame["notes"]:
-        error.add_note(note)
-    return error
 
 
 def _peer(connected: socket.socket) -> tuple[int, int]:

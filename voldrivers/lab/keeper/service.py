@@ -11,11 +11,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from voldrivers.errors import BackendError, InvalidInput, InvalidState, OutcomeUnknown, VolDriverError
+from voldrivers.errors import (
+    BackendError,
+    InvalidInput,
+    InvalidState,
+    OutcomeUnknown,
+    VolDriverError,
+    to_document,
+)
 from voldrivers.lab import levers, project
 from voldrivers.lab.channel import RunningCommand, Start
 from voldrivers.lab.keeper.progress import Progress
-from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Wish, error_frame
+from voldrivers.lab.keeper.protocol import Command, Connection, Frame, LabStatus, Wish
 from voldrivers.lab.lab import Lab, Topology, Wanted
 from voldrivers.lab.machine import LabMachine
 
@@ -219,4 +226,4 @@ def _pass_on(client: Connection, running: RunningCommand) -> None:
 
 def _send_error(client: Connection, error: VolDriverError) -> None:
     with suppress(OSError):
-        client.send(error_frame(error))
+        client.send({"error": to_document(error)})

@@ -10,9 +10,9 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from voldrivers.errors import BackendError
+from voldrivers.errors import BackendError, from_document
 from voldrivers.lab.channel import WINDOW_BYTES
-from voldrivers.lab.keeper.protocol import Command, Connection, Frame, read_error
+from voldrivers.lab.keeper.protocol import Command, Connection, Frame
 
 Take = Callable[[bytes], None]
 
@@ -48,7 +48,7 @@ class Streams:
 
     def _handle(self, frame: Frame) -> int | None:
         if "error" in frame:
-            raise read_error(frame["error"])
+            raise from_document(frame["error"])
         if "output" in frame:
             return self._write(frame)
         if "results" in frame:

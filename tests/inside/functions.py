@@ -6,7 +6,6 @@ from pathlib import Path
 
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.guests.linux import Shell
-from voldrivers.host.qmp import Monitor
 from voldrivers.process import wait_until
 
 #: A guest has its disk; it may be extended to so many bytes.
@@ -17,7 +16,7 @@ _WAIT_S = 60.0
 
 def export_iscsi(iqn: str, device: str, portals: list[str]) -> None:
     """Export a device as LUN 0 to everybody, and save that for the next boot (rtslib-fb)."""
-    import rtslib_fb  # type: ignore[import-not-found]  # a Debian package without types, only in the lab
+    import rtslib_fb  # a Debian package, only in the lab
 
     backstore = rtslib_fb.BlockStorageObject(Path(device).name, dev=device)
     group = rtslib_fb.TPG(rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn), 1)
@@ -51,12 +50,6 @@ def serve_guest(path: str) -> dict[str, int]:
         after_bytes = disk.capacity_bytes()
         disk.write(after_bytes // SECTOR_BYTES - 1, b"y" * SECTOR_BYTES)
         return {"before_bytes": before_bytes, "after_bytes": after_bytes, "announced": int(announced)}
-
-
-def resize_node(node: str, size_bytes: int) -> None:
-    """Have the guest at /run/lab see a new size."""
-    with Monitor(Path("/run/lab/guest.qmp")) as monitor:
-        monitor.execute("block_resize", {"node-name": node, "size": size_bytes})
 
 
 def guest_shell(command: str) -> str:

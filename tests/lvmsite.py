@@ -1,0 +1,178 @@
+"""A storage machine with a controller, a compute machine with an agent, and a guest at work on an LVM volume.
+
+From the lab's state `attached`; see tests/inside/controller.py for what the controller can be told.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import Any
+
+from labs import CHECKOUT, shell
+
+from voldrivers.errors import BackendError, OutcomeUnknown
+from voldrivers.guests.verified import DiskReport, read_report
+from voldrivers.lab import levers, project
+from voldrivers.lab.channel import RunningCommand, Start
+from voldrivers.lab.lab import Lab
+from voldrivers.lab.machine import LabMachine
+from voldrivers.process import wait_until
+from voldrivers.sizes import MiB
+
+NAME, SIZE, STEP = "attached", 64 * MiB, 4 * MiB
+#: A pause that is never reached: all points are counted.
+NOWHERE = "nowhere"
+_START_S, _ANSWER_S = 120.0, 240.0
+#: What an attached volume has on storage and on compute, and what must not become more.
+_STORAGE = """
+lvs --noheadings --options lv_name vg0
+dmsetup ls | grep -v lab-pv | cut -f 1
+cd /sys/kernel/config/target
+ls core/*/ iscsi/ iscsi/iqn*/tpgt_1/acls iscsi/iqn*/tpgt_1/lun
+! pgrep --list-full 'lvm|lvextend|lvchange|blkdiscard'
+"""
+_COMPUTE = """
+ls /sys/class/iscsi_session | wc -l
+dmsetup ls | wc -l
+ls /sys/class/scsi_disk | wc -l
+"""
+
+
+class Controller:
+    """A controller on storage that is told what to do; see tests/inside/controller.py."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Start it."""
+        self.lab = lab
+        self.restart()
+
+    def restart(self) -> None:
+        """Start it, again after a reset; the project is brought as it is now."""
+        self.lab.bring_project("storage", CHECKOUT)
+        self._rest, self._lines = b"", queue.SimpleQueue[bytes]()
+        start = Start(["python3", "-u", "-m", "inside.controller"], env=project.ENVIRONMENT, has_input=True)
+        self._command = self.lab.machine("storage").channel.start(start, self._printed)
+        threading.Thread(target=_to_its_end, args=[self._command], daemon=True).start()
+        assert self._answer(_START_S) == {"answer": "ready"}
+
+    def close(self) -> None:
+        """End it."""
+        self._command.kill()
+
+    def do(self, what: str, **arguments: object) -> Any:  # Any: as JSON has it
+        """Have something done, and give its answer; a failure as text, KIND: SENTENCE."""
+        began = time.monotonic()
+        answer = _plain(self._ask({"do": what, **arguments}))
+        print(f"{time.monotonic() - began:6.2f} s {what} {arguments}")
+        return answer
+
+    def start(self, what: str, **arguments: object) -> None:
+        """Have something begun, to its `pause_at`; `wait` gives its answer, or `kill` ends it."""
+        self._ask({"do": what, "start": True, **arguments})
+        if arguments.get("pause_at") != NOWHERE:
+            wait_until(lambda: "paused" in shell(self.lab, "storage", "ls /run/lab"), 100, "the pause")
+
+    def go_on(self) -> Any:  # Any: as above
+        """Let what waits at its pause go on, and give its answer."""
+        shell(self.lab, "storage", "touch /run/lab/go-on")
+        return self.do("wait")
+
+    def layers(self, *, stale: bool) -> list[str]:
+        """The layers that are stale, or those that are not."""
+        return [row["layer"] for row in self.do("ledger") if row["agrees"] is not stale]
+
+    def _printed(self, stream: int, content: bytes) -> None:
+        if stream == 1:
+            *lines, self._rest = (self._rest + content).split(b"\n")
+            for line in lines:
+                self._lines.put(line)
+        else:
+            print(content.decode(errors="backslashreplace"), end="")
+
+    def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:  # Any: as above
+        self._command.write(json.dumps(request).encode() + b"\n")
+        return self._answer(_ANSWER_S)
+
+    def _answer(self, limit_s: float) -> dict[str, Any]:  # Any: as above
+        answer: dict[str, Any] = json.loads(self._lines.get(timeout=limit_s))
+        return answer
+
+
+class Site(Controller):
+    """A controller, and a guest at work on compute."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Start the controller."""
+        super().__init__(lab)
+        self.size_bytes, self.is_agreed = SIZE, True
+        self.before = self.belongings()
+
+    @property
+    def machines(self) -> Mapping[str, LabMachine]:
+        """The lab's, for the logs of a test that failed."""
+        return self.lab.machines
+
+    @property
+    def larger_bytes(self) -> int:
+        """The next size."""
+        return self.size_bytes + STEP
+
+    def check_extended(self) -> None:
+        """Have everybody agree on the next size."""
+        self.size_bytes = self.larger_bytes
+        self.check_agreed()
+
+    def check_agreed(self) -> None:
+        """Have records and every layer agree, the guest with its own look too, and nothing be left over."""
+        found, rows = self.do("volume"), self.do("ledger")
+        assert (found["status"], found["size_bytes"]) == ("in-use", self.size_bytes), found
+        assert [row for row in rows if not row["agrees"]] == []
+        assert [row["layer"] for row in rows] == ["LV", "LUN", "path", "path", "multipath", "QEMU node"]
+        wait_until(lambda: self.disk().capacity_bytes == self.size_bytes, 20, "the guest to see it")
+        self.check_guest_works()
+        assert self.belongings() == self.before
+        self.is_agreed = True
+
+    def check_guest_works(self) -> None:
+        """Have it write again, everything it read until now having been right."""
+        writes = self.disk().writes
+        wait_until(lambda: self.disk().writes > writes + 3, 60, "the guest to write")
+        assert self.disk().problems == []
+
+    def disk(self) -> DiskReport:
+        """What the guest saw of the volume."""
+        report = read_report(shell(self.lab, "compute", "cat /run/lab/guest.report"))
+        return next(disk for disk in report.disks if disk.serial == self._serial)
+
+    def belongings(self) -> list[str]:
+        """What there is of volumes on both machines."""
+        return [shell(self.lab, "storage", _STORAGE), shell(self.lab, "compute", _COMPUTE)]
+
+    @contextmanager
+    def slow_disk(self, delay_ms: int) -> Iterator[None]:
+        """Let every request to the disk under the volume group take so long."""
+        levers.pv_delay(self.lab, delay_ms)
+        try:
+            yield
+        finally:
+            levers.pv_mend(self.lab)
+
+    @cached_property
+    def _serial(self) -> str:
+        volume_id: str = self.do("volume")["id"]
+        return volume_id[:20]  # virtio has room for no more
+
+
+def _to_its_end(command: RunningCommand) -> None:
+    with suppress(OutcomeUnknown, BackendError):  # it was killed, or the machine reset
+        command.wait()
+
+
+def _plain(answer: dict[str, Any]) -> Any:  # Any: as above
+    if "error" in answer:
+        return ": ".join(answer["error"])
+    return "killed" if answer.get("killed") else answer["answer"]

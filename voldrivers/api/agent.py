@@ -1,0 +1,221 @@
+"""The agent of a host: its calls over HTTP (`wire`), one at a time for a volume and none too late.
+
+A request may reach us long after its sender has stopped waiting: kept in a buffer, or in line behind another
+one. So right before it acts it is refused when its time is over or when its extend is older than one that was
+seen, or was cancelled. What was seen is kept in memory: a request to an agent that has ended ends with it.
+"""
+
+import json
+import logging
+import secrets
+import threading
+import traceback
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import anyio
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from voldrivers.api import wire
+from voldrivers.base import Host
+from voldrivers.errors import (
+    BackendError,
+    InvalidInput,
+    InvalidState,
+    NotSupported,
+    VolDriverError,
+    to_document,
+)
+from voldrivers.model import Attachment, Extend, utc_now
+from voldrivers.process import end_orphans, marked
+
+_log = logging.getLogger(__name__)
+#: Programs of an agent that was killed may take so long to end; then they are ended.
+_ORPHAN_S = 30.0
+_LONGEST_BODY = 2**20
+#: So many looks at once, and so many acts: however many looks hang, on a dead share say, acts have threads.
+_THREADS = 40
+
+Answering = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class _Known:
+    """What an agent knows of one volume, and who works on it."""
+
+    working: threading.Lock = field(default_factory=threading.Lock)
+    newest: int = 0
+    cancelled: int = 0
+    has_orphans: bool = True
+
+
+class Agent:
+    """The calls of one host, guarded. Threads may call it at once."""
+
+    def __init__(self, host: Host, now: Callable[[], datetime] = utc_now) -> None:
+        """Serve `host`."""
+        self.host, self._now = host, now
+        self._volumes = defaultdict[str, _Known](_Known)
+        self._holds: dict[str, ExitStack] = {}
+        self._books = threading.Lock()  # of the two above, and `cancelled`
+
+    def answer(self, name: str, body: wire.Body, expires_at: datetime) -> object:
+        """Do what a request asks and give what JSON can hold. Raises VolDriverError."""
+        if name not in (*wire.LOOKS, *wire.ACTS, *wire.LEASES):
+            raise NotSupported(f"host {self.host.name}", f"its agent does not know the call {name!r:.40}")
+        call = wire.call(name)
+        arguments = call.read(body)
+        if name == "release":
+            return self._release(**arguments)
+        self._refuse_late(name, expires_at)  # it may have waited for a thread
+        if name == "hold":
+            return self._hold(**arguments, expires_at=expires_at)
+        with self._in_turn(name, arguments, expires_at):
+            answer = getattr(self.host, name)(**arguments)
+        return call.write_answer(answer)
+
+    @contextmanager
+    def _in_turn(self, name: str, arguments: wire.Body, expires_at: datetime) -> Iterator[None]:
+        """Let one who acts wait for its turn; who looks need not, because a look must be answered always."""
+        if name in wire.LOOKS:
+            yield
+            return
+        attachment: Attachment = arguments["attachment"]
+        extend: Extend | None = arguments.get("extend")
+        with self._books:
+            known = self._volumes[attachment.volume_id]
+            if name == "cancel" and extend is not None:  # before its turn: who is in line is refused
+                known.cancelled = max(known.cancelled, extend.id)
+        left_s = (expires_at - self._now()).total_seconds()
+        if not known.working.acquire(timeout=max(0.0, min(left_s, threading.TIMEOUT_MAX))):
+            raise self._too_late(name, expires_at)
+        try:
+            if known.has_orphans:
+                end_orphans(attachment.volume_id, timeout_s=_ORPHAN_S)
+                known.has_orphans = False
+            self._check(name, known, extend, expires_at)
+            _log.info("%s of volume %s at %s", name, attachment.volume_id, attachment.place)
+            with marked(attachment.volume_id):
+                yield
+        finally:
+            known.working.release()
+
+    def _check(self, name: str, known: _Known, extend: Extend | None, expires_at: datetime) -> None:
+        self._refuse_late(name, expires_at)
+        if extend is None or name == "cancel":
+            return
+        subject = f"extend {extend.id} of volume {extend.volume_id}"
+        if extend.id <= known.cancelled:
+            raise InvalidState(subject, f"cancelled at host {self.host.name}", "asked for again")
+        if extend.id < known.newest:
+            raise InvalidState(subject, f"older than extend {known.newest}, which is known", "the newest one")
+        if extend.expired(self._now()):
+            raise InvalidState(subject, f"expired at host {self.host.name}", "asked for again")
+        known.newest = extend.id
+
+    def _refuse_late(self, name: str, expires_at: datetime) -> None:
+        if self._now() >= expires_at:
+            raise self._too_late(name, expires_at)
+
+    def _too_late(self, name: str, expires_at: datetime) -> InvalidState:
+        state = f"expired since {expires_at:%H:%M:%S}, here it is {self._now():%H:%M:%S} (UTC)"
+        return InvalidState(
+            f"request {name} to host {self.host.name}", state, "in time: do the clocks agree?"
+        )
+
+    def _hold(self, attachment: Attachment, lease_s: float, expires_at: datetime) -> str:
+        """Hold an instance until it is released, or for as long as the lease says."""
+        lease = secrets.token_hex(16)
+        timer = threading.Timer(lease_s, self._release, [lease])
+        timer.daemon = True
+        with ExitStack() as held:
+            held.enter_context(self.host.hold(attachment))
+            self._refuse_late("hold", expires_at)  # whoever asked has gone: nobody would release it
+            held.callback(timer.cancel)
+            timer.start()
+            with self._books:
+                self._holds[lease] = held.pop_all()
+        return lease
+
+    def _release(self, lease: str) -> bool:
+        """End a hold; tell whether it was there still."""
+        with self._books:
+            held = self._holds.pop(lease, None)
+        if held is not None:
+            held.close()
+        return held is not None
+
+
+def make_app(host: Host, token: str) -> FastAPI:
+    """Make the web application of a host's agent; who has the token may do all."""
+    agent = Agent(host)
+    looking, acting = anyio.CapacityLimiter(_THREADS), anyio.CapacityLimiter(_THREADS)
+    app = FastAPI(title="voldrivers host agent", openapi_url=None)
+
+    @app.middleware("http")
+    async def admit(request: Request, go_on: Answering) -> Response:
+        """Refuse strangers before their body is read."""
+        given = request.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            _log.warning(
+                "a request from %s: the token is missing or wrong", getattr(request.client, "host", "?")
+            )
+            return JSONResponse({"error": "the token is missing or wrong"}, 401)
+        length = request.headers.get("Content-Length", "")
+        if request.method == "POST" and not length.isdecimal():
+            return JSONResponse({"error": "the length is missing"}, 411)
+        if int(length or 0) > _LONGEST_BODY:
+            return JSONResponse({"error": "the request is too long"}, 413)
+        return await go_on(request)
+
+    @app.get(wire.PATH)
+    async def describe() -> Response:  # answered however many calls hang
+        return _Answer({"name": host.name, "version": host.version})
+
+    @app.post(f"{wire.PATH}/{{name}}")
+    async def call(name: str, request: Request) -> Response:
+        try:
+            body = await request.json()
+            expires_at = datetime.fromisoformat(request.headers[wire.EXPIRES])
+            if not isinstance(body, dict) or expires_at.tzinfo is None:
+                raise ValueError(name)
+            expires_at = expires_at.astimezone(UTC)
+        except (ValueError, KeyError, RecursionError, OverflowError, ClientDisconnect):
+            error = InvalidInput(f"request {name[:40]}", f"needs a JSON object and {wire.EXPIRES}")
+            return _failure(error)
+        threads = acting if name in wire.ACTS else looking
+        work = partial(_answered, agent, name, body, expires_at)
+        return await anyio.to_thread.run_sync(work, limiter=threads)
+
+    return app
+
+
+def _answered(agent: Agent, name: str, body: wire.Body, expires_at: datetime) -> Response:
+    try:
+        return _Answer({"answer": agent.answer(name, body, expires_at)})
+    except VolDriverError as error:
+        _log.warning("%.40r: %s", name, error)
+        return _failure(error)
+    except Exception as error:  # noqa: BLE001 - a server's border: who asked learns that we failed, and it is logged
+        # Without its text, in which there could be anything.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"a mistake in voldrivers: {type(error).__name__} at {where.filename}:{where.lineno}"
+        _log.error("%s: %s", name, what)
+        return _failure(BackendError(f"host {agent.host.name}", what))
+
+
+def _failure(error: VolDriverError) -> Response:
+    return _Answer({"error": to_document(error)}, wire.status(error))
+
+
+class _Answer(JSONResponse):
+    """In ASCII: a file name, in an error say, may hold bytes that are not UTF-8."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()

@@ -1,0 +1,263 @@
+"""A host on another machine, reached through its agent over HTTP."""
+
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from voldrivers.api import wire
+from voldrivers.base import Host
+from voldrivers.errors import (
+    BackendError,
+    InvalidInput,
+    InvalidState,
+    OutcomeUnknown,
+    VolDriverError,
+    from_document,
+)
+from voldrivers.model import (
+    Attachment,
+    ConnectionInfo,
+    Connector,
+    Extend,
+    InstanceState,
+    Ledger,
+    Volume,
+    utc_now,
+)
+from voldrivers.options import option
+
+_LONGEST_ANSWER = 2**22
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """What an operator may say about a host that has an agent."""
+
+    url: str = option("where its agent answers, https://NAME:PORT or http://NAME:PORT")
+    token_file: Path = option("file with the token of its agent, readable by its owner only")
+    ca_file: Path | None = option("certificates that vouch for the agent, if not the system's", None)
+    connect_timeout_s: float = option("seconds to wait for a connection", 5.0, minimum=0.1, maximum=3600)
+    look_timeout_s: float = option("seconds to wait for an answer to a look", 30.0, minimum=0.1, maximum=3600)
+    act_timeout_s: float = option(
+        "seconds to wait for the end of an act, such as connecting", 120.0, minimum=0.1, maximum=3600
+    )
+    hold_s: float = option(
+        "seconds after which a host lets go of an instance that we had it hold",
+        900.0,
+        minimum=1,
+        maximum=wire.LONGEST_LEASE_S,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address of an agent."""
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"url {self.url}: {error}") from error
+        plain = url.raw_path == b"/" and not url.userinfo and not url.fragment and (url.port or 0) < 2**16
+        if url.scheme not in ("http", "https") or not url.host or not plain:
+            raise ValueError(f"url {self.url} must be https://NAME:PORT or http://NAME:PORT")
+
+
+class RemoteHost(Host):
+    """Another machine. Without an answer an act has an unknown outcome; a look, or nothing sent, has none."""
+
+    options_type = RemoteOptions
+    options: RemoteOptions
+
+    @cached_property
+    def version(self) -> int:  # type: ignore[override]  # it is the agent's, asked for once
+        """Give the protocol level of the agent. Raises InvalidState when it cannot be reached."""
+        return int(self._described["version"])
+
+    def connector(self) -> Connector:
+        """Ask the machine, and give it the name that it has here."""
+        connector: Connector = self._ask("connector")
+        return replace(connector, host=self.name)
+
+    def find_instance(self, attachment: Attachment) -> Attachment:
+        found: Attachment = self._ask("find_instance", attachment=attachment)
+        return found
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        path: str = self._ask(
+            "connect", volume=volume, attachment=attachment, connection_info=connection_info
+        )
+        return path
+
+    def disconnect(self, volume: Volume, attachment: Attachment) -> None:
+        self._ask("disconnect", volume=volume, attachment=attachment)
+
+    def plug(self, volume: Volume, attachment: Attachment) -> None:
+        self._ask("plug", volume=volume, attachment=attachment)
+
+    def unplug(self, volume: Volume, attachment: Attachment) -> None:
+        self._ask("unplug", volume=volume, attachment=attachment)
+
+    def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
+        rows: Ledger = self._ask(
+            "ledger_rows", volume=volume, attachment=attachment, expected_bytes=expected_bytes
+        )
+        return rows
+
+    def instance_state(self, attachment: Attachment) -> InstanceState:
+        """Ask the machine; one that does not answer leaves it UNKNOWN."""
+        try:
+            state: InstanceState = self._ask("instance_state", attachment=attachment)
+        except VolDriverError:
+            return InstanceState.UNKNOWN
+        return state
+
+    @contextmanager
+    def hold(self, attachment: Attachment) -> Iterator[None]:
+        """Hold the instance there, for `hold_s` at most: OutcomeUnknown at the end if that was too short."""
+        lease: str = self._ask("hold", attachment=attachment, lease_s=self.options.hold_s)
+        try:
+            yield
+        except BaseException:
+            self._release(lease)
+            raise
+        if not self._release(lease):
+            what = f"what was done while instance {attachment.place} was held"
+            raise OutcomeUnknown(
+                what, f"its host let go of it, after {self.options.hold_s:g} seconds perhaps"
+            )
+
+    def check_extend(self, volume: Volume, attachment: Attachment) -> None:
+        self._ask("check_extend", volume=volume, attachment=attachment)
+
+    def rescan(self, volume: Volume, attachment: Attachment) -> None:
+        self._ask("rescan", volume=volume, attachment=attachment)
+
+    def get_blockdev(self, volume: Volume, attachment: Attachment) -> int:
+        size_bytes: int = self._ask("get_blockdev", volume=volume, attachment=attachment)
+        return size_bytes
+
+    def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
+        self._ask("assist_extend", volume=volume, attachment=attachment, extend=extend)
+
+    def cancel(self, extend: Extend, attachment: Attachment) -> None:
+        self._ask("cancel", extend=extend, attachment=attachment)
+
+    def _release(self, lease: str) -> bool:
+        try:
+            return bool(self._ask("release", lease=lease))
+        except VolDriverError:
+            return False
+
+    def _ask(self, name: str, **arguments: object) -> Any:  # Any: what the method promises, proved by `call`
+        """Make one call. Raises what the host raises; InvalidState when nothing was sent."""
+        _ = self._described
+        call = wire.call(name)
+        limit_s = self.options.act_timeout_s if name in wire.ACTS else self.options.look_timeout_s
+        answered = self._exchange("POST", name, call.write(arguments), limit_s)
+        try:
+            return call.answer.validate_python(answered["answer"])
+        except (KeyError, ValueError):
+            # Not as its cause: that would show the answer, and there are secrets in it.
+            raise self._nonsense(name, "it answered something else") from None
+
+    @cached_property
+    def _described(self) -> wire.Body:
+        """What the agent says of itself; that of another machine is refused."""
+        described = self._exchange("GET", "", None, self.options.look_timeout_s)
+        name, version = described.get("name"), described.get("version")
+        if not isinstance(name, str) or not isinstance(version, int):
+            raise BackendError(self._title, "it is no agent of a host: it gave neither name nor version")
+        if name != self.name:
+            raise InvalidInput(self._title, f"the agent there is that of host {name}")
+        return described
+
+    def _exchange(self, method: str, name: str, body: wire.Body | None, limit_s: float) -> wire.Body:
+        """Send and receive, each time on a connection of its own.
+
+        One that is kept may have been closed by the agent meanwhile: then nobody can tell whether what was
+        sent on it was done (RFC 9112, 9.3.1), though the agent is well.
+        """
+        began = time.monotonic()
+        expires_at = utc_now() + timedelta(seconds=limit_s)
+        try:
+            with self._client.stream(
+                method,
+                f"{wire.PATH}/{name}" if name else wire.PATH,
+                content=None if body is None else json.dumps(body).encode(),
+                headers={wire.EXPIRES: expires_at.isoformat()},
+                timeout=httpx.Timeout(limit_s, connect=self.options.connect_timeout_s),
+            ) as answer:
+                content = _received(answer, began + limit_s)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise InvalidState(self._title, f"unreachable ({error or 'no answer'})", "up") from error
+        except httpx.HTTPError as error:
+            reason = f"no answer: {str(error) or type(error).__name__}"
+            if name in wire.ACTS:
+                raise OutcomeUnknown(f"{name} at {self._title}", reason) from error
+            raise InvalidState(self._title, f"not answering ({reason})", "up") from error
+        return self._read(name, answer, content)
+
+    def _read(self, name: str, answer: httpx.Response, content: bytes) -> wire.Body:
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise InvalidInput(self._title, f"it refuses the token in {self.options.token_file}")
+        try:
+            document = json.loads(content)
+            failure = None if answer.is_success else from_document(document["error"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise self._nonsense(name, f"status {answer.status_code} without a reason") from None
+        if failure is not None:
+            raise failure
+        if not isinstance(document, dict):
+            raise self._nonsense(name, "it answered something else")
+        return document
+
+    def _nonsense(self, name: str, reason: str) -> VolDriverError:
+        """Say that an agent would not answer so: one behind whoever did may have got an act all the same."""
+        if name in wire.ACTS:
+            return OutcomeUnknown(f"{name} at {self._title}", f"no answer of an agent: {reason}")
+        asked = f"asked for {name}" if name else "asked who it is"
+        return BackendError(self._title, f"{asked}, gave no answer of an agent: {reason}")
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        headers = {
+            "Authorization": f"Bearer {wire.read_token(self.options.token_file)}",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+            "Content-Type": "application/json",
+        }
+        ca_file = self.options.ca_file
+        if ca_file is not None and not ca_file.is_file():
+            raise InvalidInput(f"certificates {ca_file}", "there is no such file")
+        # No proxy of the environment: the token is for the agent alone.
+        verify: Any = True if ca_file is None else _context(ca_file)  # Any: as httpx has it
+        return httpx.Client(base_url=self.options.url, headers=headers, verify=verify, trust_env=False)
+
+    @property
+    def _title(self) -> str:
+        return f"host {self.name} at {self.options.url}"
+
+
+def _received(answer: httpx.Response, until: float) -> bytes:
+    """Take an answer whole, but neither one without an end nor one that takes forever."""
+    content = bytearray()
+    for part in answer.iter_raw():
+        content += part
+        if len(content) > _LONGEST_ANSWER:
+            raise httpx.ReadError("the answer does not end")
+        if time.monotonic() > until:
+            raise httpx.ReadTimeout("the answer does not end in time")
+    return bytes(content)
+
+
+def _context(ca_file: Path) -> object:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidInput(f"certificates {ca_file}", f"cannot be used: {error}") from error
