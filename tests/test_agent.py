@@ -460,7 +460,7 @@ def odd_url(tmp_path: Path) -> Iterator[str]:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 logging.getLogger("voldrivers").addHandler(logging.StreamHandler(log))
-                server.serve(make_app(OddHost(), TOKEN), listening, None, None)
+                server.serve(server.make_server(make_app(OddHost(), TOKEN), None, None), listening)
 
         child = Child(answer)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -1094,6 +1094,22 @@ def test_what_is_wrong_is_told_at_the_start(
     assert re.search(said, seen.err)
     assert TOKEN[:15] not in seen.err
     assert seen.err.count("\n") == 1
+    if "listened" not in said:  # whether that can be done is seen by doing it
+        assert main(["config", "check", "--config", str(file)]) == 3
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_token_that_others_may_read_is_found_by_config_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret_file(tmp_path / "open", TOKEN, 0o644)
+    file = tmp_path / "voldrivers.toml"
+    file.write_text(
+        'state_dir = "state"\n[backend.files]\ndriver = "nfs"\nshare = "."\n'
+        '[host.here]\nkind = "agent"\nurl = "http://127.0.0.1:1"\ntoken_file = "open"\n'
+    )
+    assert main(["config", "check", "--config", str(file)]) == 3
+    assert re.search(r"\[host.here\].*open: others may read it: chmod 600", capsys.readouterr().err)
 
 
 def test_a_port_that_is_taken_is_told(

@@ -519,6 +519,9 @@ def test_config_check_explains_the_file_of_an_agent(operator: Operator) -> None:
     path = operator.directory / "voldrivers.toml"
     text = '[agent]\nlisten = "127.0.0.1:9871"\ntoken_file = "token"\n[host.one]\nkind = "local"\n'
     path.write_text(text)
+    token = operator.directory / "token"
+    token.write_text("a-token-of-enough-characters")
+    token.chmod(0o600)
     answer = operator("config", "check")
     assert (answer.code, answer.err) == (0, "")
     assert "nothing is wrong" in answer.out

@@ -53,7 +53,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "rtslib_fb": ("lvm.lio",),
     "qemu": ("host.qmp",),
     "anyio": ("api",),
-    "fastapi": ("api",),
+    "fastapi": ("api", "cli.agent"),
     "starlette": ("api",),
     "uvicorn": ("api",),
     "httpx": ("api",),

@@ -119,6 +119,12 @@ class Driver(ABC):
     def terminate_connection(self, volume: Volume, connector: Connector) -> None:
         """Take back what `initialize_connection` gave; nothing given is no error."""
 
+    def check_configuration(self) -> None:  # noqa: B027 - most have nothing more to look at
+        """Refuse options that cannot work on this machine: a file that is missing, say. Only reads files.
+
+        For `config check`. Raises InvalidInput.
+        """
+
     def check_extend(self, volume: Volume, new_size_bytes: int) -> None:  # noqa: B027 - nothing to refuse
         """Refuse at admission, before anything is touched, what could not be done.
 
@@ -170,6 +176,9 @@ class Host(ABC):
     def __init__(self, name: str, options: Any, run: Run) -> None:  # Any: an instance of options_type
         """Take the host's name, its options and the way to run programs."""
         self.name, self.options, self.run = name, options, run
+
+    def check_configuration(self) -> None:  # noqa: B027 - as that of `Driver`
+        """Refuse options that cannot work on this machine, as `Driver.check_configuration`."""
 
     @abstractmethod
     def connector(self) -> Connector:

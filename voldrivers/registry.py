@@ -228,14 +228,14 @@ class _Reading:
             help_ = OptionHelp(name, "unknown", f"not known without a {key} that can be used", "unknown")
             self.settings.append(Setting(table, help_, written(value), given=True))
 
-    def _make(self, table: str, entry: Entry, make: Callable[[Entry, Run], object]) -> None:
+    def _make(self, table: str, entry: Entry, make: Callable[[Entry, Run], Driver | Host]) -> None:
         """Make a driver or a host to learn what it refuses."""
         if not self.makes or entry.options is None:
             return
         from voldrivers.process import run
 
         try:
-            make(entry, run)
+            make(entry, run).check_configuration()
         except InvalidInput as error:
             self._wrong(f"[{table}]", str(error))
         except VolDriverError as error:

@@ -74,6 +74,10 @@ class RemoteHost(Host):
     options_type = RemoteOptions
     options: RemoteOptions
 
+    def check_configuration(self) -> None:
+        """Refuse a token or certificates that cannot be used."""
+        _ = self._client
+
     @cached_property
     def version(self) -> int:  # type: ignore[override]  # it is the agent's, asked for once
         """Give the protocol level of the agent. Raises InvalidState when it cannot be reached."""
@@ -195,7 +199,9 @@ class RemoteHost(Host):
             ) as answer:
                 content = _received(answer, began + limit_s)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise InvalidState(self._title, f"unreachable ({error or 'no answer'})", "up") from error
+            raise InvalidState(
+                self._title, f"unreachable ({error or 'no answer'})", "up, with its agent"
+            ) from error
         except httpx.HTTPError as error:
             reason = f"no answer: {str(error) or type(error).__name__}"
             if name in wire.ACTS:

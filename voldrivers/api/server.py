@@ -32,8 +32,8 @@ def listen(address: str, port: int) -> socket.socket:
         raise InvalidInput(f"address {address}, port {port}", f"cannot be listened on: {reason}") from error
 
 
-def serve(app: FastAPI, listening: socket.socket, certificate: Path | None, key: Path | None) -> None:
-    """Answer until SIGTERM or SIGINT comes, and end what is under way; over TLS with a certificate.
+def make_server(app: FastAPI, certificate: Path | None, key: Path | None) -> uvicorn.Server:
+    """Make a server that speaks TLS if there is a certificate.
 
     Raises InvalidInput for a certificate or key that cannot be used.
     """
@@ -48,5 +48,11 @@ def serve(app: FastAPI, listening: socket.socket, certificate: Path | None, key:
     try:
         config.load()
     except OSError as error:  # an SSLError is one
-        raise InvalidInput(f"certificate {certificate}", f"cannot be used: {error}") from error
-    uvicorn.Server(config).run(sockets=[listening])
+        with_key = f"with key {key}" if key else "as the only file, without `key`"
+        raise InvalidInput(f"certificate {certificate}", f"cannot be used {with_key}: {error}") from error
+    return uvicorn.Server(config)
+
+
+def serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Answer until SIGTERM or SIGINT comes, and end what is under way."""
+    server.run(sockets=[listening])

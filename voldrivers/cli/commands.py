@@ -9,6 +9,7 @@ from voldrivers import plugins, registry
 from voldrivers.cli import documents, failures, texts
 from voldrivers.cli.output import Document, complain, table, write_document, write_lines
 from voldrivers.cli.session import config_path, working
+from voldrivers.config import AgentConfig
 from voldrivers.errors import InvalidInput, InvalidSize, VolDriverError
 from voldrivers.extend.admission import Plan
 from voldrivers.extend.database import check_directory
@@ -156,7 +157,7 @@ def capabilities(args: Namespace) -> int:
 
 def check_config(args: Namespace) -> int:
     """`config check`."""
-    checked = _with_state_dir_checked(registry.check(config_path(args)))
+    checked = _with_files_checked(registry.check(config_path(args)))
     rows = [
         (s.table or "-", s.help.name, s.value or "", s.help.kind, s.help.default, s.help.meaning)
         for s in checked.settings
@@ -197,7 +198,11 @@ def _has_stopped(engine: Engine, attachment: Attachment) -> bool:
         return False
 
 
-def _with_state_dir_checked(checked: registry.Checked) -> registry.Checked:
+def _with_files_checked(checked: registry.Checked) -> registry.Checked:
+    if isinstance(checked.config, AgentConfig):
+        from voldrivers.cli import agent
+
+        return replace(checked, problems=(*checked.problems, *agent.check(checked.config)))
     try:
         if checked.state_dir is not None:
             check_directory(checked.state_dir)

@@ -190,7 +190,8 @@ class LVMDriver(Driver):
             rows = _lv_rows(self._observed(volume).volume, device, expected_bytes)
         if not volume.attachments:
             return rows
-        shown = LedgerRow(self._exports.layer, _name(volume), None, expected_bytes)
+        give_back = f"voldrivers doctor {volume.name} --repair"
+        shown = LedgerRow(self._exports.layer, _name(volume), None, expected_bytes, repair=give_back)
         try:
             return (*rows, replace(shown, observed_bytes=self._exports.shown_bytes(volume.id)))
         except VolDriverError as error:
@@ -308,7 +309,7 @@ class LVMDriver(Driver):
     def _observed(self, volume: Volume) -> _Found:
         found = self._find(self._lvm.report(), volume)
         if found is None:
-            raise NotFound("volume", volume.name, f" in volume group {self._lvm.group}")
+            raise NotFound("volume", volume.name, f": there is no {self._title(volume)}")
         return found
 
     def _find(self, group: VolumeGroup, volume: Volume) -> _Found | None:

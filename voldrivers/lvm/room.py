@@ -60,7 +60,9 @@ def thin_pool(group: VolumeGroup, options: LVMOptions) -> LogicalVolume:
     """Give the pool. Raises NotSupported without one, or for one that does not zero what it gives out."""
     pool = group.find(options.pool)
     if pool is None or pool.kind != "thin-pool":
-        raise NotSupported(f"volume group {group.name}", f"it has no thin pool {options.pool}")
+        make = f"lvcreate --type thin-pool --size SIZE --name {options.pool} {group.name}"
+        missing = f"it has no thin pool {options.pool}; make one: {make}"
+        raise NotSupported(f"volume group {group.name}", missing)
     if not pool.zeroes:
         reason = "it gives out blocks with the bytes of other volumes: lvchange --zero y"
         raise NotSupported(f"thin pool {group.name}/{pool.name}", reason)
