@@ -405,7 +405,8 @@ _RECORDED: dict[str, set[Any]] = {  # Any: words of three enums
     "driver.create_volume": {VolumeStatus.CREATING},
     "driver.delete_volume": {VolumeStatus.CREATING, VolumeStatus.DELETING},
     "driver.extend_volume": {Phase.GROWING, Phase.SETTLING},
-    "driver.initialize_connection": _ATTACHING,
+    # An export that was lost is given back to those who are recorded as having it.
+    "driver.initialize_connection": _ATTACHING | {AttachmentState.ATTACHED},
     "host.connect": _ATTACHING,
     "host.plug": _ATTACHING,
     "host.unplug": _DETACHING,

@@ -18,7 +18,7 @@ from voldrivers.lab.cache import Cache
 from voldrivers.lab.lab import Lab, Topology
 from voldrivers.process import wait_until
 
-_SAMPLES = 5
+_SAMPLES = 4
 
 
 class Sites:
@@ -286,6 +286,7 @@ def test_a_guest_that_dies_in_the_middle(lvm_site: Site) -> None:
     assert lvm_site.do("delete", name=NAME) is None
 
 
+@pytest.mark.full
 def test_two_hosts_acknowledge_and_one_that_fails_is_named(three_hosts: Lab) -> None:
     names = ["compute", "compute2"]
     for name in names:

@@ -67,6 +67,8 @@ class Commands:
         *argv: object,
         check_exit_code: object = 0,
         process_input: str | None = None,
+        attempts: int = 1,
+        interval: float = 1.0,
         **_others: object,
     ) -> tuple[str, str]:
         """Run it within what is left of the time.
@@ -83,6 +85,15 @@ class Commands:
         except CommandFailed as error:
             if _is_allowed(error.exit_code, check_exit_code):
                 return "", error.reason
+            if attempts > 1 and time.monotonic() + interval < self._deadline:
+                time.sleep(interval)  # multipath does not know a map yet that multipathd is making
+                return self(
+                    *argv,
+                    check_exit_code=check_exit_code,
+                    process_input=process_input,
+                    attempts=attempts - 1,
+                    interval=interval,
+                )
             self.failures.append(error)
             raise _as_os_brick_knows_it(error) from error
         except VolDriverError as error:

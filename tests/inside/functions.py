@@ -6,7 +6,7 @@ from pathlib import Path
 
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.guests.linux import Shell
-from voldrivers.process import wait_until
+from voldrivers.process import run, wait_until
 
 #: A guest has its disk; it may be extended to so many bytes.
 OPENED, EXTEND = Path("/run/lab/opened"), Path("/run/lab/extend")
@@ -26,8 +26,9 @@ def export_iscsi(iqn: str, device: str, portals: list[str]) -> None:
         group.set_attribute(name, value)
     rtslib_fb.LUN(group, 0, backstore)
     group.enable = True
-    rtslib_fb.RTSRoot().save_to_file()
-    # rtslib 2.1.74 flushes a copy of the file and removes that: the file itself is empty after a power cut.
+    # Debian's: its file is what is restored at boot. rtslib 2.1.74 flushes a copy of it and removes that: the
+    # file itself is empty after a power cut.
+    run(["targetctl", "save"], timeout_s=_WAIT_S)
     os.sync()
 
 

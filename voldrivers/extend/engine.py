@@ -200,8 +200,8 @@ class Engine:
         if volume.status is VolumeStatus.ERROR_EXTENDING:
             self.retry(name)
         elif any(row.stale for row in self.ledger(name)):
-            with self.site.working_on(name) as stale:  # grows nothing: an export that was lost comes back
-                self.site.driver(stale).extend_volume(stale, stale.backend_bytes)
+            with self.site.working_on(name) as stale:
+                lifecycle.export_again(self.site, stale)
             self.extend(name, volume.size_bytes)
         return self.ledger(name)
 

@@ -85,6 +85,13 @@ def finish_attach(site: Site, volume: Volume, attachment: Attachment) -> Attachm
     return attached
 
 
+def export_again(site: Site, volume: Volume) -> None:
+    """Have the backend give attached hosts again what they were given: a lost export comes back."""
+    for attachment in volume.attachments:
+        if attachment.state is AttachmentState.ATTACHED and attachment.connector is not None:
+            site.driver(volume).initialize_connection(volume, attachment.connector)
+
+
 def begin_detach(site: Site, attachment: Attachment, state: AttachmentState) -> Attachment:
     """Record that an attachment is being taken away: DETACHING, or FORGETTING by force."""
     leaving = replace(attachment, state=state)
