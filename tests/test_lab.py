@@ -50,7 +50,7 @@ def log_in(lab: Lab) -> str:
     for portal in PORTALS:
         shell(lab, "compute", f"iscsiadm --mode discovery --type sendtargets --portal {portal}")
     shell(lab, "compute", "iscsiadm --mode node --login && udevadm settle")
-    wait_until(lambda: paths(lab) == {"ready": 2}, 20, "two paths")
+    wait_until(lambda: paths(lab) == {"ready": 2}, 60, "two paths")
     return "/dev/mapper/" + shell(lab, "compute", "ls /dev/mapper | grep ^36001405")
 
 

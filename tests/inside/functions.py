@@ -12,23 +12,28 @@ from voldrivers.process import run, wait_until
 OPENED, EXTEND = Path("/run/lab/opened"), Path("/run/lab/extend")
 SERIAL = "vol-1"
 _WAIT_S = 60.0
+_EXPORT = """
+import sys
+import rtslib_fb
+from pathlib import Path
+iqn, device, *portals = sys.argv[1:]
+backstore = rtslib_fb.BlockStorageObject(Path(device).name, dev=device)
+group = rtslib_fb.TPG(rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn), 1)
+for portal in portals:
+    rtslib_fb.NetworkPortal(group, portal, 3260)
+for name, value in (("generate_node_acls", 1), ("authentication", 0), ("demo_mode_write_protect", 0)):
+    group.set_attribute(name, value)
+rtslib_fb.LUN(group, 0, backstore)
+group.enable = True
+rtslib_fb.RTSRoot().save_to_file()
+"""
 
 
 def export_iscsi(iqn: str, device: str, portals: list[str]) -> None:
-    """Export a device as LUN 0 to everybody, and save that for the next boot (rtslib-fb)."""
-    import rtslib_fb  # a Debian package, only in the lab
-
-    backstore = rtslib_fb.BlockStorageObject(Path(device).name, dev=device)
-    group = rtslib_fb.TPG(rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn), 1)
-    for portal in portals:
-        rtslib_fb.NetworkPortal(group, portal, 3260)
-    for name, value in (("generate_node_acls", 1), ("authentication", 0), ("demo_mode_write_protect", 0)):
-        group.set_attribute(name, value)
-    rtslib_fb.LUN(group, 0, backstore)
-    group.enable = True
-    # Debian's: its file is what is restored at boot. rtslib 2.1.74 flushes a copy of it and removes that: the
-    # file itself is empty after a power cut.
-    run(["targetctl", "save"], timeout_s=_WAIT_S)
+    """Export a device as LUN 0 to everybody, and save that for the next boot, with Debian's own rtslib."""
+    argv = ["env", "-u", "PYTHONPATH", "python3", "-c", _EXPORT, iqn, device, *portals]
+    run(argv, timeout_s=_WAIT_S)
+    # rtslib 2.1.74 flushes a copy of the file and removes that: the file itself is empty after a power cut.
     os.sync()
 
 
