@@ -377,6 +377,8 @@ def test_what_a_killed_agent_left_has_ended_before_the_first_act(
 ) -> None:
     monkeypatch.setattr("voldrivers.api.agent._ORPHAN_S", 0.1)
     orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, process.MARK: VOLUME.id})
+    environment = Path(f"/proc/{orphan.pid}/environ")  # empty for a moment after exec
+    process.wait_until(lambda: VOLUME.id.encode() in environment.read_bytes(), 5, "the mark")
     try:
         ended: list[int | None] = []
         asked.host.slowly = lambda what: ended.append(orphan.poll())  # type: ignore[method-assign]  # for this test
