@@ -30,7 +30,7 @@ from voldrivers.errors import (
 )
 from voldrivers.extend import Engine, Progress
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
-from voldrivers.model import ConnectionInfo, Connector, Phase, Volume, VolumeStatus
+from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Phase, Volume, VolumeStatus
 from voldrivers.sizes import LARGEST_BYTES, MiB, TiB
 
 SMALL, LARGE = 8 * MiB, 16 * MiB
@@ -696,6 +696,34 @@ def test_a_cancel_before_growth_rolls_back(driver_type: type[MemoryDriver], ram_
             "the extend to 16 MiB was rolled back, nothing changed: "
             "volume v is asked to cancel its extend, must be left to go on"
         ]
+
+
+def test_a_cancelled_extend_ends_what_a_killed_one_left_and_grows_nothing(
+    ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    grow = MemoryDriver.extend_volume
+
+    def counted(driver: MemoryDriver, volume: Volume, size_bytes: int) -> ExtendReply:
+        asked.append(size_bytes)
+        return grow(driver, volume, size_bytes)
+
+    monkeypatch.setattr(MemoryDriver, "extend_volume", counted)
+    with World().engine(ram_path) as engine:
+        before = engine.create_volume("v", 8 * MiB).size_bytes
+        engine.extend("v", 16 * MiB, wait=False)
+        engine.cancel("v")
+        engine.resume()
+        assert asked == [before]
+        assert engine.volume("v").backend_bytes == before
+
+
+def test_a_plan_has_the_notes_of_its_driver(ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryDriver, "extend_notes", lambda self, volume, size: (f"{size} is much",))
+    with World().engine(ram_path) as engine:
+        engine.create_volume("v", 8 * MiB)
+        assert engine.plan("v", 16 * MiB).notes == (f"{16 * MiB} is much",)
+        assert engine.plan("v", 8 * MiB).notes == ()
 
 
 def test_a_cancel_right_before_the_hypervisor_is_asked_rolls_back(ram_path: Path) -> None:

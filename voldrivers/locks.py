@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from voldrivers.errors import BackendError, InvalidState
+from voldrivers.process import holds_within
 
 
 @contextmanager
@@ -33,9 +34,30 @@ def exclusive(directory: Path, name: str, subject: str) -> Iterator[None]:
             # the collector, that would hit a lock that this process got later (fasteners 0.20).
             if lock.lockfile is not None:
                 lock.lockfile.close()
-            raise InvalidState(subject, "being worked on by another process", "left alone by others")
+            raise _held(subject)
         held.callback(lock.release)
         yield
+
+
+@contextmanager
+def in_turn(directory: Path, name: str, subject: str, timeout_s: float) -> Iterator[None]:
+    """Hold the lock file `name` as soon as it is free, for work that is short. Raises as `exclusive`."""
+    with ExitStack() as held:
+
+        def taken() -> bool:
+            try:
+                held.enter_context(exclusive(directory, name, subject))
+            except InvalidState:
+                return False
+            return True
+
+        if not holds_within(taken, timeout_s):
+            raise _held(subject)
+        yield
+
+
+def _held(subject: str) -> InvalidState:
+    return InvalidState(subject, "being worked on by another process", "left alone by others")
 
 
 def _refusal(file: Path, error: OSError) -> BackendError:

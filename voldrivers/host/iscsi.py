@@ -6,12 +6,12 @@ os-brick connects. Letting go is ours: os-brick hangs for two minutes on a sessi
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from voldrivers import locks, sysfs
 from voldrivers.base import Run
-from voldrivers.errors import InvalidState, NotSupported, OutcomeUnknown, VolDriverError
+from voldrivers.errors import NotSupported, OutcomeUnknown, VolDriverError
 from voldrivers.host import login, removal
 from voldrivers.host.blockdev import DevicePath, check_paths, disks, look, maps_over, sessions
 from voldrivers.host.changes import wait_for_change
@@ -46,7 +46,7 @@ def connect(run: Run, properties: Mapping[str, object], *, timeout_s: float = _C
     no multipathd); BackendError, OutcomeUnknown.
     """
     wanted, deadline = read_properties(properties), time.monotonic() + timeout_s
-    with _alone(deadline):
+    with _alone(timeout_s):
         before = _disks(wanted)
         if len(before) == len(wanted.luns) and (path := _path(wanted)):
             check_paths(path, wanted.luns)
@@ -72,23 +72,13 @@ def disconnect(
     does not let go in time; BackendError.
     """
     wanted, deadline = read_properties(properties), time.monotonic() + timeout_s
-    with _alone(deadline):
+    with _alone(timeout_s):
         removal.remove(run, wanted.luns, path, deadline)
 
 
-@contextmanager
-def _alone(deadline: float) -> Iterator[None]:
+def _alone(timeout_s: float) -> AbstractContextManager[None]:
     """Keep all other connecting of this host away: who logs out must know that nobody is logging in."""
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locks.exclusive(_LOCKS, "iscsi", "iSCSI on this host"))
-                break
-            except InvalidState:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.05)
-        yield
+    return locks.in_turn(_LOCKS, "iscsi", "iSCSI on this host", timeout_s)
 
 
 def _disks(wanted: Connection) -> Sequence[DevicePath]:

@@ -4,8 +4,8 @@ nvme-cli connects. Letting go is ours: the kernel waits for a dead portal while 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from voldrivers import locks, sysfs
@@ -158,24 +158,9 @@ def _delete(run: Run, controller: Controller, deadline: float) -> None:
             raise BackendError(controller.title, f"cannot be removed: {error.reason}") from error
 
 
-@contextmanager
-def _alone(timeout_s: float) -> Iterator[None]:
+def _alone(timeout_s: float) -> AbstractContextManager[None]:
     """Keep all other connecting of this host away."""
-    with ExitStack() as held:
-        if not holds_within(_taker(held), timeout_s):
-            raise InvalidState(_SUBJECT, f"being worked on for {timeout_s:g} s", "left alone for a moment")
-        yield
-
-
-def _taker(held: ExitStack) -> Callable[[], bool]:
-    def taken() -> bool:
-        try:
-            held.enter_context(locks.exclusive(_LOCKS, "nvme", _SUBJECT))
-        except InvalidState:
-            return False
-        return True
-
-    return taken
+    return locks.in_turn(_LOCKS, "nvme", _SUBJECT, timeout_s)
 
 
 def _left_s(deadline: float) -> float:
