@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # Two at a time, those in the lab first: each keeps about one CPU busy. One idle process takes from the other.
-PYTEST_OPTIONS = --numprocesses=2 --dist=worksteal --junitxml=build/junit-$@.xml
+PYTEST_OPTIONS = --numprocesses=2 --dist=worksteal --durations=15 --junitxml=build/junit-$@.xml
 PYTEST = $(PYTHON) -m pytest $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help

@@ -24,11 +24,20 @@ class Fault(StrEnum):
     #: Done when the client has given up, as by a QEMU that was frozen.
     PASSED_LATE = "passed-late"
     ANSWERED_TWICE = "answered-twice"
+    ANSWERED_LAST = "answered-last"
     #: Done, but the answer says that it was refused.
     DENIED = "denied"
 
 
-_PASSED = ("", Fault.ANSWER_LOST, Fault.HUNG_UP_AFTER, Fault.PASSED_LATE, Fault.ANSWERED_TWICE, Fault.DENIED)
+_PASSED = (
+    "",
+    Fault.ANSWER_LOST,
+    Fault.HUNG_UP_AFTER,
+    Fault.PASSED_LATE,
+    Fault.ANSWERED_TWICE,
+    Fault.ANSWERED_LAST,
+    Fault.DENIED,
+)
 
 
 class FaultyMonitor:
@@ -93,6 +102,8 @@ class FaultyMonitor:
                     answer = _made_up_answer(request, "Operation not permitted")
                 if fault != Fault.ANSWER_LOST:
                     client.sendall(answer * (2 if fault == Fault.ANSWERED_TWICE else 1))
+                if fault == Fault.ANSWERED_LAST:
+                    return
             elif fault == Fault.GARBAGE:
                 client.sendall(b"}{\n")
             elif fault != Fault.SWALLOWED:

@@ -142,6 +142,16 @@ def test_no_spoilt_answer_is_taken_for_one(guest: DeviceGuest, fault: Fault) -> 
                 monitor.execute(*command)
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault.HUNG_UP_BEFORE, Fault.HUNG_UP_AFTER, Fault.GARBAGE, Fault.ANSWERED_LAST]
+)
+def test_a_death_while_connecting_is_refused(guest: DeviceGuest, fault: Fault) -> None:
+    faulty = guest.directory / "faulty"
+    spoilt = FaultyMonitor(faulty, guest.qmp_socket, {"qmp_capabilities": fault})
+    with spoilt, pytest.raises(InvalidState, match=r"gone while connecting|not answering"):
+        ask(faulty)
+
+
 def test_nothing_is_logged_that_is_raised(
     guest: DeviceGuest, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,8 @@ class Monitor:
             raise InvalidState(subject, silent, "free and answering") from error
         except ConnectError as error:
             raise InvalidState(subject, f"not answering ({error.exc!r})", "a QMP socket") from error
+        except AssertionError as error:  # of qemu.qmp 0.0.6: the peer ended right after negotiating
+            raise InvalidState(subject, "gone while connecting", "answering") from error
         except OSError as error:
             raise InvalidState(subject, f"unreachable ({error.strerror or error})", "reachable") from error
 
