@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
-from labs import CHECKOUT, shell
+from inside.written import written_blocks
+from labs import CHECKOUT, inside, shell
 
 from voldrivers.errors import BackendError, OutcomeUnknown
 from voldrivers.guests.verified import DiskReport, read_report
@@ -30,16 +31,28 @@ _START_S, _ANSWER_S = 120.0, 240.0
 #: What an attached volume has on storage and on compute, and what must not become more.
 _STORAGE = """
 lvs --noheadings --options lv_name vg0
-dmsetup ls | grep -v lab-pv | cut -f 1
+dmsetup ls | cut -f 1
 cd /sys/kernel/config/target
-ls core/*/ iscsi/ iscsi/iqn*/tpgt_1/acls iscsi/iqn*/tpgt_1/lun
-! pgrep --list-full 'lvm|lvextend|lvchange|blkdiscard'
+find core iscsi -maxdepth 4 -type d | sort
+! pgrep --list-full '^lv|^blkdiscard'
 """
 _COMPUTE = """
 ls /sys/class/iscsi_session | wc -l
-dmsetup ls | wc -l
+ls /sys/block | grep --count ^dm- || true
 ls /sys/class/scsi_disk | wc -l
 """
+# A new agent takes what is meant for it, and listens then.
+_ARM = """
+echo '{how}' >/run/lab/how
+mv /run/lab/how /run/lab/how-the-agent-dies
+pkill --signal KILL --parent $(pgrep --oldest --full '[i]nside.dying_agent') || true
+while [ -e /run/lab/how-the-agent-dies ]; do sleep 0.1; done
+"""
+_AGENT_PID = "pgrep --newest --full '[i]nside.dying_agent'"
+_AGENT_ANSWERS = "while ! (: >/dev/tcp/127.0.0.1/9871) 2>/dev/null; do sleep 0.1; done"
+_MAP = "/dev/disk/by-id/dm-uuid-mpath-*"
+#: The guest writes on after its last report.
+_UNREPORTED = 1000
 
 
 class Controller:
@@ -91,7 +104,7 @@ class Controller:
             for line in lines:
                 self._lines.put(line)
         else:
-            print(content.decode(errors="backslashreplace"), end="")
+            _print(stream, content)
 
     def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:  # Any: as above
         self._command.write(json.dumps(request).encode() + b"\n")
@@ -100,6 +113,38 @@ class Controller:
     def _answer(self, limit_s: float) -> dict[str, Any]:  # Any: as above
         answer: dict[str, Any] = json.loads(self._lines.get(timeout=limit_s))
         return answer
+
+
+class MortalAgent:
+    """The agent of compute, kept running as systemd would, which can be made to die; ends with the lab.
+
+    See tests/inside/dying_agent.py.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        """Put it in place of the agent that runs."""
+        self._lab = lab
+        lab.bring_project("compute", CHECKOUT)
+        shell(lab, "compute", "pkill -9 --full '[v]oldrivers agent'")
+        start = Start(["python3", "-u", "-m", "inside.dying_agent"], env=project.ENVIRONMENT)
+        command = lab.machine("compute").channel.start(start, _print)
+        threading.Thread(target=_to_its_end, args=[command], daemon=True).start()
+        self._pid = shell(lab, "compute", f"{_AGENT_ANSWERS}; {_AGENT_PID}", _START_S)
+
+    def arm(self, **how: object) -> None:
+        """Have a new one count its points from here on, and what the fields of `Deadly` say happen to it."""
+        arm = _ARM.format(how=json.dumps(how))
+        self._pid = shell(self._lab, "compute", f"{arm}{_AGENT_ANSWERS}; {_AGENT_PID}")
+
+    @property
+    def has_died(self) -> bool:
+        """Tell whether the one that was armed has; the next one answers then."""
+        return shell(self._lab, "compute", f"{_AGENT_ANSWERS}; {_AGENT_PID}") != self._pid
+
+    @property
+    def passed(self) -> list[str]:
+        """The points that the one that was armed has passed."""
+        return shell(self._lab, "compute", "cat /run/lab/points").splitlines()
 
 
 class Site(Controller):
@@ -126,6 +171,16 @@ class Site(Controller):
         self.size_bytes = self.larger_bytes
         self.check_agreed()
 
+    def end_extend(self, where: str) -> None:
+        """Go on with an extend that was disturbed as its record says, until everybody has the next size."""
+        mend = "retry" if self.do("volume")["status"] == "error_extending" else "resume"
+        assert self.do(mend) in ("completed", []), where
+        if self.do("volume")["size_bytes"] == self.size_bytes:  # it was not admitted, or rolled back
+            assert self.do("extend", size_bytes=self.larger_bytes) == "completed", where
+        self.size_bytes = self.larger_bytes
+        found = self.do("volume")
+        assert (found["status"], found["size_bytes"]) == ("in-use", self.size_bytes), where
+
     def check_agreed(self) -> None:
         """Have records and every layer agree, the guest with its own look too, and nothing be left over."""
         found, rows = self.do("volume"), self.do("ledger")
@@ -143,10 +198,21 @@ class Site(Controller):
         wait_until(lambda: self.disk().writes > writes + 3, 60, "the guest to write")
         assert self.disk().problems == []
 
+    def check_gone(self) -> None:
+        """Have nothing be left of the volume on either machine."""
+        on_storage, on_compute = self.belongings()
+        assert "volume-" not in on_storage
+        assert on_compute.split() == ["0", "0", "0"]
+
     def disk(self) -> DiskReport:
         """What the guest saw of the volume."""
         report = read_report(shell(self.lab, "compute", "cat /run/lab/guest.report"))
-        return next(disk for disk in report.disks if disk.serial == self._serial)
+        return [disk for disk in report.disks if disk.serial == self._serial][-1]
+
+    def written_blocks(self) -> list[int]:
+        """Where the guest has written, whether it runs or not; fails for a block that holds anything else."""
+        device, writes = shell(self.lab, "compute", f"echo {_MAP}"), self.disk().writes + _UNREPORTED
+        return inside(self.lab, "compute", written_blocks, device, self._serial, writes)
 
     def belongings(self) -> list[str]:
         """What there is of volumes on both machines."""
@@ -162,9 +228,18 @@ class Site(Controller):
             levers.pv_mend(self.lab)
 
     @cached_property
+    def agent(self) -> MortalAgent:
+        """The agent of compute, from the first time on one that can be made to die."""
+        return MortalAgent(self.lab)
+
+    @cached_property
     def _serial(self) -> str:
         volume_id: str = self.do("volume")["id"]
         return volume_id[:20]  # virtio has room for no more
+
+
+def _print(_stream: int, content: bytes) -> None:
+    print(content.decode(errors="backslashreplace"), end="")
 
 
 def _to_its_end(command: RunningCommand) -> None:

@@ -15,7 +15,7 @@ import vendor
 
 from voldrivers.cli import EXIT_CODES, HINTS, failures, main
 from voldrivers.cli.failures import MEANINGS
-from voldrivers.errors import VolDriverError, leaves
+from voldrivers.errors import InvalidState, VolDriverError, leaves
 from voldrivers.process import wait_until
 
 COMMAND = str(Path(sys.executable).with_name("voldrivers"))
@@ -425,6 +425,64 @@ def test_a_lost_host_is_forgotten_by_force(operator: Operator) -> None:
     assert (answer.code, answer.out) == (0, "volume v: detached, available\n")
     assert list((operator.directory / "host").glob("seen-*")), "the lost host was asked"
     assert "by force, without asking the host" in operator("volume", "show", "v").out
+
+
+def lose_host(operator: Operator) -> None:
+    """Have the host be on another machine, where nobody answers."""
+    token = operator.directory / "token"
+    token.write_text("a-token-of-enough-characters")
+    token.chmod(0o600)
+    config = operator.directory / "voldrivers.toml"
+    before = f'kind = "acme"\ndirectory = "{operator.directory}/host"\n'
+    assert before in config.read_text()
+    agent = 'kind = "agent"\nurl = "http://127.0.0.1:9"\ntoken_file = "token"\n'
+    config.write_text(config.read_text().replace(before, agent))
+
+
+def test_a_host_that_cannot_be_reached_is_named_with_what_helps(operator: Operator) -> None:
+    operator.make("v", "w")
+    operator("attach", "v")
+    lose_host(operator)
+    helps = "; start its agent and try again; lost for good: voldrivers detach v --host one --force"
+    for argv in (["extend", "v", "2M"], ["detach", "v"]):
+        answer = operator(*argv)
+        said = one_sentence(answer.err)
+        assert (answer.code, "host one at http://127.0.0.1:9 is unreachable" in said) == (5, True)
+        assert said.endswith(helps)
+    assert one_sentence(operator("attach", "w").err).endswith("its agent; start its agent and try again")
+    doctor = operator("doctor", "v")
+    assert (doctor.code, doctor.out.splitlines()[-1].endswith(helps)) == (10, True)
+    assert operator("detach", "v", "--force").code == 0
+
+
+def test_an_extend_that_a_lost_host_has_stopped_says_what_helps(operator: Operator) -> None:
+    operator.make("v", "w")
+    for name in ("v", "w"):
+        operator("attach", name)
+        operator("extend", name, "2M", "--no-wait")
+    lose_host(operator)
+    helps = (
+        "; mend the cause (host one lost for good: voldrivers detach v --host one --force),"
+        " then run: voldrivers retry v"
+    )
+    for command in ("resume", "retry"):
+        assert one_sentence(operator(command, "v").err).endswith(helps)
+    assert operator("detach", "v", "--force").code == 0
+    assert operator("retry", "v").code == 0
+
+
+def test_a_layer_that_refuses_an_extend_is_looked_at_by_doctor(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise InvalidState("session 3", "FAILED", "LOGGED_IN")
+
+    operator.make("v")
+    operator("attach", "v")
+    monkeypatch.setattr(vendor.AcmeHost, "check_extend", refuse)
+    answer = operator("extend", "v", "2M")
+    assert answer.code == 5
+    assert "FAILED, must be LOGGED_IN; wait or mend it, then look: voldrivers doctor v" in answer.err
 
 
 def test_resume_tells_every_failure_and_gives_its_code(operator: Operator) -> None:

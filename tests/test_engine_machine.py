@@ -504,7 +504,7 @@ class EngineMachine(stateful.RuleBasedStateMachine):
             return None
         lacking = max(extend.to_bytes - self.truth(name), 0)
         if lacking and extend.id in self.cancelled:
-            return False
+            return self.truth(name) != extend.from_bytes  # somebody else has let it grow: no way back
         if len(chosen) > 1 and lacking:
             return None if self.world.array.free_bytes < CAPACITY_BYTES // 2 else False
         return lacking > self.world.array.free_bytes

@@ -88,6 +88,7 @@ def test_lvm_creates_and_extends_thick_and_thin_volumes(lab: Lab) -> None:
     assert report["report"][0]["pv"] == [{"pv_name": "/dev/mapper/lab-pv", "vg_name": "vg0"}]
 
 
+@pytest.mark.full
 def test_an_iscsi_volume_over_two_portals_grows_in_use(
     two_hosts: Lab, in_background: ThreadPoolExecutor
 ) -> None:
@@ -385,6 +386,7 @@ def private_cache(lab: Lab, ram_path: Path) -> Cache:
     return cache
 
 
+@pytest.mark.full
 def test_a_state_that_is_corrupt_or_wrong_is_refused_and_made_again(private_cache: Cache) -> None:
     said: list[str] = []
     private_cache.say = said.append

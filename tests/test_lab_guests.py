@@ -73,6 +73,7 @@ def test_what_a_broken_volume_loses_is_noticed(attached: Lab) -> None:
     assert "not what" in over_iscsi(attached).problems[0]
 
 
+@pytest.mark.full
 def test_the_kernel_of_a_guest_in_the_lab_prints_the_new_size(linux_guest: Lab) -> None:
     config = '[backend.nfs]\ndriver = "nfs"\nshare = "storage:/"'
     text = f'state_dir = "/var/lib/voldrivers"\n{config}'

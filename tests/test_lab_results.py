@@ -2,6 +2,7 @@
 
 import random
 import re
+import resource
 import tarfile
 from pathlib import Path
 from tarfile import BLKTYPE, CHRTYPE, DIRTYPE, FIFOTYPE, GNUTYPE_SPARSE, LNKTYPE, SYMTYPE, XHDTYPE
@@ -55,9 +56,16 @@ def test_files_and_directories_come_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "made/here/junit.xml").stat().st_mode & 0o7111 == 0
 
 
-def test_nothing_came_and_nothing_is_written(tmp_path: Path) -> None:
-    assert unpacked(tmp_path, b"") == []
+def test_nothing_came_and_nothing_is_made(tmp_path: Path) -> None:
+    assert unpacked(tmp_path / "made" / "here", b"") == []
     assert everything_in(tmp_path) == {}
+
+
+def test_the_directory_is_there_from_the_first_part_on_an_empty_one_too(tmp_path: Path) -> None:
+    with Results(tmp_path / "made" / "here") as taken:
+        taken.add(b"")
+        assert everything_in(tmp_path) == {"made": None, "made/here": None}
+        assert taken.unpack() == []
 
 
 def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) -> None:
@@ -131,6 +139,20 @@ def test_too_much_is_refused_before_it_is_stored(tmp_path: Path, monkeypatch: py
     assert everything_in(tmp_path) == {}
 
 
+def test_what_cannot_be_stored_is_not_unpacked(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Results(tmp_path) as taken:
+        taken.add(member("good", b"good"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(BackendError, match="it cannot be written: File too large"):
+                taken.add(member("large", bytes(8192)) + END)
+            assert taken.unpack() == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert everything_in(tmp_path) == {}
+
+
 def test_a_way_through_something_else_is_refused(tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "directory"
     for made in (outside, directory, directory / "taken"):
@@ -144,6 +166,12 @@ def test_a_way_through_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for wrong in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/results")):
-        with pytest.raises(InvalidInput, match="nothing can be written to it"):
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InvalidInput, match=r"nothing can be written to it: .*file is no directory"):
             Results(wrong)
+
+
+def test_a_directory_that_cannot_be_made_is_a_failure_before_anything_else_comes(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with Results(tmp_path / "link") as taken, pytest.raises(BackendError, match="it cannot be written"):
+        taken.add(b"")

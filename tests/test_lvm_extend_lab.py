@@ -6,6 +6,7 @@ The tests share a site as long as each leaves it as it was: everybody agreed, no
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import sweeps
@@ -18,7 +19,13 @@ from voldrivers.lab.cache import Cache
 from voldrivers.lab.lab import Lab, Topology
 from voldrivers.process import wait_until
 
-_SAMPLES = 4
+_SAMPLES, _AGENT_SAMPLES, _SLOW_SAMPLES = 4, 2, 12
+#: What is done over and over, and the status that a volume has then.
+_DONE = {"detach": "available", "attach": "in-use"}
+#: How an operation may end whose host's agent was killed.
+_TYPED = ("InvalidState", "OutcomeUnknown", "BackendError")
+#: A QEMU is killed within so long from the start of an assist_extend, at so many moments.
+_ASSIST_S, _ASSIST_MOMENTS = 1.0, 8
 
 
 class Sites:
@@ -66,6 +73,29 @@ def wait_for_paths(site: Site) -> None:
     """Wait until multipathd has both paths again."""
     paths = "multipathd show paths format '%o %t' | grep --count 'running active' || true"
     wait_until(lambda: shell(site.lab, "compute", paths) == "2", 100, "both paths")
+
+
+def dying(
+    site: Site, names: list[str], moment: int, what: str, **arguments: object
+) -> tuple[Any, str]:  # Any: as Controller.do
+    """Have something done whose agent dies at a moment, and give its answer, and where that was in words."""
+    where = f"moment {moment}, {'after' if moment % 2 else 'before'} {names[moment // 2]}"
+    site.agent.arm(kill_at=moment)
+    answer = site.do(what, **arguments)
+    assert site.agent.has_died, where
+    print(f"{where}: {answer}")
+    return answer, where
+
+
+def check_ended_without_guest(site: Site, written: list[int]) -> None:
+    """Have everybody agree on the next size, what was written be there, and nothing be left in the end."""
+    found = site.do("volume")
+    assert (found["status"], found["size_bytes"]) == ("in-use", site.larger_bytes), found
+    assert site.layers(stale=True) == []
+    assert set(written) <= set(site.written_blocks())
+    assert site.do("detach", name=NAME) is None
+    assert site.do("delete", name=NAME) is None
+    site.check_gone()
 
 
 def test_everybody_agrees_on_a_larger_size(lvm_site: Site) -> None:
@@ -235,10 +265,7 @@ def test_killed_at_any_point(
         where = f"moment {moment}, {'after' if moment % 2 else 'before'} {names[moment // 2]}"
         answer = lvm_site.do("extend", size_bytes=lvm_site.larger_bytes, kill_at=moment)
         assert answer == "killed", where
-        assert lvm_site.do("resume") == [], where
-        if lvm_site.do("volume")["size_bytes"] == lvm_site.size_bytes:  # it was not admitted
-            assert lvm_site.do("extend", size_bytes=lvm_site.larger_bytes) == "completed", where
-        lvm_site.size_bytes += STEP
+        lvm_site.end_extend(where)
     lvm_site.check_agreed()
     sweeps.count(request, Figures("over iSCSI", "extend an LVM volume in use", len(chosen), len(moments)))
 
@@ -273,6 +300,62 @@ def test_a_lost_host_that_is_forgotten_is_let_in_no_more(lvm_site: Site) -> None
     levers.thaw(lvm_site.lab, "compute")
 
 
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+def test_an_agent_that_is_killed_while_it_lets_go_or_connects(
+    lvm_site: Site, rng: random.Random, request: pytest.FixtureRequest
+) -> None:
+    place, names, left = {"host": "compute", "instance": "guest"}, {}, {}
+    for what in _DONE:
+        lvm_site.agent.arm()
+        lvm_site.do(what, **place)
+        names[what], left[what] = lvm_site.agent.passed, lvm_site.belongings()
+    chosen = {what: rng.sample(range(2 * len(names[what])), _SLOW_SAMPLES) for what in _DONE}
+    for turn in range(_SLOW_SAMPLES):
+        for what, status in _DONE.items():
+            moment = chosen[what][turn]
+            answer, where = dying(lvm_site, names[what], moment, what, **place)
+            assert answer in (None, "compute/guest") or answer.startswith(_TYPED), (where, answer)
+            assert lvm_site.do("resume") == [], where
+            if lvm_site.do("volume")["status"] != status:  # it was undone, or nothing was done
+                assert lvm_site.do(what, **place) in (None, "compute/guest"), where
+            assert lvm_site.do("volume")["status"] == status, where
+            assert lvm_site.belongings() == left[what], where
+    lvm_site.check_agreed()
+    for what in _DONE:
+        scenario = f"{what} an LVM volume, its host's agent killed"
+        sweeps.count(request, Figures("over iSCSI", scenario, _SLOW_SAMPLES, 2 * len(names[what])))
+
+
+@pytest.mark.timeout(3000)
+def test_an_agent_that_is_killed_at_any_point(
+    lvm_site: Site, rng: random.Random, tier: str, request: pytest.FixtureRequest
+) -> None:
+    lvm_site.agent.arm()
+    assert lvm_site.do("extend", size_bytes=lvm_site.larger_bytes) == "completed"
+    lvm_site.size_bytes += STEP
+    names = lvm_site.agent.passed
+    moments = range(2 * len(names))
+    chosen = moments if tier == "full" else sorted(rng.sample(moments, _AGENT_SAMPLES))
+    for moment in chosen:
+        answer, where = dying(lvm_site, names, moment, "extend", size_bytes=lvm_site.larger_bytes)
+        assert answer == "completed" or answer.startswith(_TYPED), (where, answer)
+        lvm_site.end_extend(where)
+    lvm_site.check_agreed()
+    scenario = "extend an LVM volume in use, its host's agent killed"
+    sweeps.count(request, Figures("over iSCSI", scenario, len(chosen), len(moments)))
+
+
+def test_a_guest_that_dies_before_it_answers_a_resize(lvm_site: Site) -> None:
+    written = lvm_site.written_blocks()
+    lvm_site.agent.arm(qemu=int(shell(lvm_site.lab, "compute", "pgrep qemu-system")))
+    answer = lvm_site.do("extend", size_bytes=lvm_site.larger_bytes)
+    assert answer.startswith("OutcomeUnknown: the outcome of block_resize at"), answer
+    assert lvm_site.do("volume")["status"] == "extending"
+    assert lvm_site.do("resume") == []
+    check_ended_without_guest(lvm_site, written)
+
+
 def test_a_guest_that_dies_in_the_middle(lvm_site: Site) -> None:
     lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="RemoteHost compute assist_extend")
     shell(lvm_site.lab, "compute", "pkill --full '[v]erified'; pkill -9 qemu-system; sleep 1")
@@ -284,6 +367,21 @@ def test_a_guest_that_dies_in_the_middle(lvm_site: Site) -> None:
     assert lvm_site.layers(stale=True) == []
     lvm_site.do("detach", name=NAME)
     assert lvm_site.do("delete", name=NAME) is None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("moment", range(_ASSIST_MOMENTS))
+def test_a_guest_that_dies_at_any_time_of_a_resize(lvm_site: Site, rng: random.Random, moment: int) -> None:
+    written = lvm_site.written_blocks()
+    lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="RemoteHost compute assist_extend")
+    delay_s = (moment + rng.random()) * _ASSIST_S / _ASSIST_MOMENTS
+    dying = f"sleep {delay_s}; pkill -9 qemu-system"
+    shell(lvm_site.lab, "compute", f"setsid bash -c '{dying}' >/dev/null 2>&1 </dev/null &")
+    answer = lvm_site.go_on()
+    if lvm_site.do("volume")["status"] == "error_extending":
+        assert lvm_site.do("retry") == "completed", answer
+    assert lvm_site.do("resume") == [], answer
+    check_ended_without_guest(lvm_site, written)
 
 
 @pytest.mark.full

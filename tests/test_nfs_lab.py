@@ -118,8 +118,10 @@ def test_a_server_that_was_reset_keeps_what_was_extended(operator: Operator) -> 
 
 @pytest.mark.parametrize(
     ("cause", "cure", "code"),
-    [("nfs-fill", "nfs-free", 7), ("nfs-read-only", "nfs-writable", 5)],
-    ids=["full", "read-only"],
+    [
+        pytest.param("nfs-fill", "nfs-free", 7, id="full"),
+        pytest.param("nfs-read-only", "nfs-writable", 5, id="read-only", marks=pytest.mark.full),
+    ],
 )
 def test_a_share_that_takes_nothing_is_refused_and_works_again(
     operator: Operator, cause: str, cure: str, code: int
@@ -153,6 +155,7 @@ def test_no_lock_proves_anything_over_nfs_3_without_locks(two_hosts: Lab) -> Non
     assert json.loads(operator.do("volume show v --json"))["size_bytes"] == LARGE
 
 
+@pytest.mark.full
 def test_what_others_do_behind_the_records_back_over_nfs(two_hosts: Lab) -> None:
     run_over_nfs(two_hosts, "vers=4.2", "test_meddling_real.py", timeout_s=280)
 

@@ -26,6 +26,8 @@ cd /sys/kernel/config/nvmet
 find ports/*/subsystems subsystems/*/allowed_hosts -type l -delete
 rmdir subsystems/*/namespaces/* subsystems/* ports/* hosts/*
 """
+#: Before the volume grows, and after.
+_RESET_AT = ("LVMDriver lvm extend_volume", "RemoteHost compute get_blockdev")
 _OTHER = "nqn.2014-08.org.example:other"
 
 
@@ -79,16 +81,10 @@ def test_a_host_that_is_fenced_stays_out_and_the_others_come_back(two_hosts: Lab
     wait_until(lambda: states(two_hosts) == ["connecting", "live"], 30, "the other one to come back")
 
 
+@pytest.mark.full
 def test_a_volume_in_use_grows_over_both_paths_or_says_why_not(two_hosts: Lab) -> None:
-    before = {machine: shell(two_hosts, machine, command) for machine, command in _LEFT.items()}
-    prepared.start_agent(two_hosts.machine("compute"))
-    prepared.start_guest(two_hosts.machine("compute"))
-    prepared.configure(two_hosts.machine("storage"), ["compute"])
-    protocol = "sed -i '/^volume_group/a target_protocol = \"nvmet_tcp\"' /etc/voldrivers/voldrivers.toml"
-    shell(two_hosts, "storage", protocol)
-    controller = Controller(two_hosts)
-    serial = controller.do("create", name=NAME, size_bytes=SIZE)[:20]
-    assert controller.do("attach", host="compute", instance="guest") == "compute/guest"
+    before = left(two_hosts)
+    controller, serial = attached_to_a_guest(two_hosts)
     assert controller.do("extend", size_bytes=SIZE + STEP) == "completed"
     check_agreed(two_hosts, controller, serial, SIZE + STEP)
 
@@ -108,15 +104,70 @@ def test_a_volume_in_use_grows_over_both_paths_or_says_why_not(two_hosts: Lab) -
     rows = {row["layer"]: row for row in controller.do("ledger")}
     assert (rows["LV"]["agrees"], rows["namespace"]["observed_bytes"]) == (True, None)
     controller.do("retry")  # the export is there again; the paths take some seconds
-    wait_until(lambda: states(two_hosts) == ["live", "live"], 60, "both paths")
-    if controller.do("volume")["status"] == "error_extending":
-        assert controller.do("retry") == "completed"
+    end_extend(two_hosts, controller)
     check_agreed(two_hosts, controller, serial, SIZE + 2 * STEP)
 
     assert controller.do("detach", name=NAME) is None
     assert controller.do("delete", name=NAME) is None
-    for machine, command in _LEFT.items():
-        assert shell(two_hosts, machine, command) == before[machine]
+    assert left(two_hosts) == before
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_storage_machine_that_is_reset_gives_its_export_back(two_hosts: Lab) -> None:
+    """nvmet has forgotten all then; the guest waits meanwhile."""
+    before = left(two_hosts)
+    controller, serial = attached_to_a_guest(two_hosts)
+    reset_storage(two_hosts, controller)
+    answer = controller.do("extend", size_bytes=SIZE + STEP)
+    assert "must be live" in answer, answer
+    assert "namespace" in controller.layers(stale=True)
+    controller.do("repair")  # the export is there again; the paths take some seconds
+    wait_until(lambda: states(two_hosts) == ["live", "live"], 60, "both paths")
+    assert controller.do("repair") == []
+    check_agreed(two_hosts, controller, serial, SIZE)
+
+    for step, point in enumerate(_RESET_AT, 1):
+        controller.start("extend", size_bytes=SIZE + step * STEP, pause_at=point)
+        reset_storage(two_hosts, controller)
+        print(controller.do("resume"))  # as above
+        end_extend(two_hosts, controller)
+        check_agreed(two_hosts, controller, serial, SIZE + step * STEP)
+    assert controller.do("detach", name=NAME) is None
+    assert controller.do("delete", name=NAME) is None
+    assert left(two_hosts) == before
+
+
+def left(lab: Lab) -> list[str]:
+    """What there is of volumes on both machines."""
+    return [shell(lab, machine, command) for machine, command in _LEFT.items()]
+
+
+def attached_to_a_guest(lab: Lab) -> tuple[Controller, str]:
+    """Give a controller with a volume that a guest works on, and the serial that the guest knows it by."""
+    prepared.start_agent(lab.machine("compute"))
+    prepared.start_guest(lab.machine("compute"))
+    prepared.configure(lab.machine("storage"), ["compute"])
+    protocol = "sed -i '/^volume_group/a target_protocol = \"nvmet_tcp\"' /etc/voldrivers/voldrivers.toml"
+    shell(lab, "storage", f"{protocol}; sync")  # a reset loses what is not on a disk
+    controller = Controller(lab)
+    serial = controller.do("create", name=NAME, size_bytes=SIZE)[:20]
+    assert controller.do("attach", host="compute", instance="guest") == "compute/guest"
+    return controller, serial
+
+
+def reset_storage(lab: Lab, controller: Controller) -> None:
+    """Press the button, and start a controller again once all paths are known to be lost."""
+    levers.reset(lab, "storage")
+    controller.restart()
+    wait_until(lambda: states(lab) == ["connecting", "connecting"], 60, "all paths to be lost")
+
+
+def end_extend(lab: Lab, controller: Controller) -> None:
+    """Wait for both paths, and go on where the extend has failed before they were there."""
+    wait_until(lambda: states(lab) == ["live", "live"], 60, "both paths")
+    if controller.do("volume")["status"] == "error_extending":
+        assert controller.do("retry") == "completed"
 
 
 def check_agreed(lab: Lab, controller: Controller, serial: str, size_bytes: int) -> None:
@@ -127,9 +178,10 @@ def check_agreed(lab: Lab, controller: Controller, serial: str, size_bytes: int)
     assert [row["layer"] for row in rows] == ["LV", "namespace", "path", "path", "multipath", "QEMU node"]
     assert {row["observed_bytes"] for row in rows} == {size_bytes}
 
+    # A guest rests as long as its last request took: one that waited for its storage, a minute or more.
+    wait_until(lambda: disk(lab, serial).capacity_bytes == size_bytes, 150, "the guest to see it")
     writes = disk(lab, serial).writes
-    wait_until(lambda: disk(lab, serial).capacity_bytes == size_bytes, 20, "the guest to see it")
-    wait_until(lambda: disk(lab, serial).writes > writes + 3, 60, "the guest to write")
+    wait_until(lambda: disk(lab, serial).writes > writes + 3, 150, "the guest to write")
     assert disk(lab, serial).problems == []
 
 

@@ -206,6 +206,15 @@ def test_a_name_cannot_hide_a_process(name: bytes, tmp_path: Path) -> None:
         child.wait()
 
 
+def test_no_python_runs_between_fork_and_exec() -> None:
+    """Who has threads must not: see `process.run`. Python announces such a fork (os.register_at_fork)."""
+    forks: list[str] = []
+    os.register_at_fork(before=lambda: forks.append("fork"))
+    session = run(["cut", "--delimiter= ", "--fields=1,6", "/proc/self/stat"], timeout_s=10).stdout.split()
+    assert session[0] == session[1], "it has no session of its own"
+    assert forks == []
+
+
 def test_what_is_started_goes_on_in_its_own_session_and_appends_its_output(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")

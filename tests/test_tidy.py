@@ -47,7 +47,7 @@ LIGHT_LAYERS = 3
 #: One home per foreign library, and per part of the standard library that must not spread.
 HOMES: Mapping[str, tuple[str, ...]] = {
     "oslo_utils": ("sizes", "nfs"),
-    "oslo_concurrency": ("process", "locks", "brick"),
+    "oslo_concurrency": ("locks", "brick"),
     "os_brick": ("brick", "nfs.share", "host.login"),
     "pyudev": ("host.changes",),
     "rtslib_fb": ("lvm.lio",),

@@ -316,6 +316,7 @@ LOSSES = {
     "a portal": f"rmdir iscsi/{IQN}/tpgt_1/np/10.77.2.1:3260",
     "its being enabled": f"echo 0 >iscsi/{IQN}/tpgt_1/enable",
     "the secret": f"echo another-secret >iscsi/{IQN}/tpgt_1/auth/password",
+    "the secret, by one that is none": f"echo 'with blanks' >iscsi/{IQN}/tpgt_1/acls/{ONE}/auth/password",
 }
 
 
@@ -327,7 +328,11 @@ def test_what_was_lost_comes_back_as_its_hosts_know_it(device: Path, monkeypatch
     volume = Volume("id-1", "v", "lvm", 64 * MiB, attachments=(stays, leaves))
     whole = (values(), links())
     for what, command in LOSSES.items():
+        exports.check_open(volume)
         shell(f"cd {CONFIGFS}; {command}")
+        with pytest.raises((InvalidState, NotFound)) as caught:
+            exports.check_open(volume)
+        print(f"{what}: {caught.value}")
         exports.restore(volume, device)
         assert (values(), links()) == whole, f"{what} was not given back"
     monkeypatch.setattr("voldrivers.lvm.turn._LOCK_S", 0.1)

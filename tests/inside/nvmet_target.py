@@ -135,7 +135,10 @@ def test_what_was_lost_comes_back(
     whole = tree()
     hosts, space = f"subsystems/{NQN}/allowed_hosts", f"subsystems/{NQN}/namespaces/1"
     for lose in (CLEAR, f"cd {CONFIGFS}; rm {hosts}/*", f"cd {CONFIGFS}; echo 0 >{space}/enable"):
+        exports.check_open(attached)
         shell(lose)
+        with pytest.raises(InvalidState, match="as its hosts know it"):
+            exports.check_open(attached)
         exports.restore(attached, device)
         assert tree() == whole, f"not given back after {lose}"
     monkeypatch.setattr("voldrivers.lvm.turn._LOCK_S", 0.1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from voldrivers import plugins, registry
 from voldrivers.cli import documents, failures, texts
 from voldrivers.cli.output import Document, complain, table, write_document, write_lines
-from voldrivers.cli.session import config_path, working
+from voldrivers.cli.session import advise, config_path, working
 from voldrivers.config import AgentConfig
 from voldrivers.errors import InvalidInput, InvalidSize, VolDriverError
 from voldrivers.extend.admission import Plan
@@ -126,6 +126,9 @@ def resume(args: Namespace) -> int:
     """`resume`: everything is tried, the first failure gives the exit code."""
     with working(args) as engine:
         resumed = engine.resume(args.volume)
+        for each in resumed:
+            if each.error:
+                advise(each.error, engine, Namespace(command=args.command, volume=each.volume.id))
     lines = [f"{r.volume.title}: was {r.what}, now {r.outcome}" for r in resumed]
     _say(args, lines or ["nothing to resume"], [documents.resumed(r) for r in resumed])
     errors = [(r.error, r.volume.name) for r in resumed if r.error]

@@ -52,6 +52,11 @@ HINTS: Mapping[type[VolDriverError], str] = {
     OutcomeUnknown: "run: voldrivers resume {volume}",
 }
 
+#: What to do about a host that cannot be reached, where it has the volume.
+LOST = "start its agent and try again; lost for good: voldrivers detach {volume} --host {host} --force"
+#: As `api.remote` says it.
+_LOST = re.compile(r"\bhost (\S+) at \S+ is (?:unreachable|not answering) ")
+
 #: Where what is missing is listed, by its kind.
 LISTED: Mapping[str, str] = {
     "volume": "see: voldrivers volume list",
@@ -86,8 +91,15 @@ def exit_code(error: VolDriverError) -> int:
 def sentence(error: VolDriverError, volume: str | None) -> str:
     """Say what happened to which volume and what to do next; a note on the error replaces the hint."""
     _log.debug("the error came from here", exc_info=error)
-    hint = " ".join(getattr(error, "__notes__", ())) or _hint(error).format(volume=volume or "VOLUME")
+    known = {"volume": volume or "VOLUME", "host": lost_host(str(error))}
+    hint = " ".join(getattr(error, "__notes__", ())) or _hint(error).format_map(known)
     return f"{named(str(error), volume)}; {hint}"
+
+
+def lost_host(text: str) -> str:
+    """Give the host that could not be reached, by the sentence that says so; "" for another one."""
+    found = _LOST.search(text)
+    return found[1] if found else ""
 
 
 def interruption(stopped: KeyboardInterrupt, volume: str | None) -> tuple[str, int]:
@@ -119,4 +131,6 @@ def _hint(error: VolDriverError) -> str:
     # A volume that is not on its backend or not at its host (`where`) is in the list all the same.
     if isinstance(error, NotFound) and error.kind in LISTED and not (error.kind == "volume" and error.where):
         return LISTED[error.kind]
+    if lost_host(str(error)):
+        return LOST
     return next(HINTS[kind] for kind in type(error).__mro__ if kind in HINTS)

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from voldrivers import registry
-from voldrivers.cli import texts
+from voldrivers.cli import failures, texts
 from voldrivers.cli.output import ProgressLine
-from voldrivers.errors import InvalidInput, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.errors import InvalidInput, InvalidState, NotFound, OutcomeUnknown, VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Volume, VolumeStatus
+
+#: What is refused there because of some layer below an attached volume.
+_LOOKING_HELPS = ("extend", "doctor")
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def working(args: Namespace) -> Iterator[Engine]:
             yield engine
         except VolDriverError as error:
             if args.volume is not None:
-                _advise(error, engine, args)
+                advise(error, engine, args)
             raise
         except KeyboardInterrupt as stopped:
             if args.volume is not None:
@@ -34,6 +37,18 @@ def working(args: Namespace) -> Iterator[Engine]:
             raise
         finally:
             line.clear()
+
+
+def advise(error: VolDriverError, engine: Engine, args: Namespace) -> None:
+    """Note what goes on from here, by how the volume of the command is now."""
+    try:
+        volume = _seen(engine, args)
+    except VolDriverError:  # the records cannot be read; the error says why
+        return
+    if volume is None or isinstance(error, InvalidInput | OutcomeUnknown):
+        return
+    if note := _advice(error, volume, args.command):
+        error.add_note(note)
 
 
 def config_path(args: Namespace) -> Path:
@@ -57,18 +72,21 @@ def _opened(args: Namespace, line: ProgressLine) -> Engine:
         raise
 
 
-def _advise(error: VolDriverError, engine: Engine, args: Namespace) -> None:
-    """Note the command that goes on from here, if the volume is left in the middle of something."""
-    try:
-        volume = _seen(engine, args)
-    except VolDriverError:  # the records cannot be read; the error says why
-        return
-    if volume is None or isinstance(error, InvalidInput | OutcomeUnknown):
-        return
+def _advice(error: VolDriverError, volume: Volume, command: str) -> str:
+    """Say what helps where the error alone does not tell."""
+    lost = failures.lost_host(str(error))
+    has_it = any(each.host == lost for each in volume.attachments)
     if volume.status is VolumeStatus.ERROR_EXTENDING:
-        error.add_note(f"mend the cause, then run: voldrivers retry {volume.name}")
-    elif volume.status not in texts.STEADY:
-        error.add_note(f"if no process works on it, run: voldrivers resume {volume.name}")
+        without = f" (host {lost} lost for good: voldrivers detach {volume.name} --host {lost} --force)"
+        return f"mend the cause{without if has_it else ''}, then run: voldrivers retry {volume.name}"
+    if volume.status not in texts.STEADY:
+        return f"if no process works on it, run: voldrivers resume {volume.name}"
+    if lost:
+        return "" if has_it else "start its agent and try again"
+    is_elsewhere = isinstance(error, InvalidState) and error.subject != volume.title
+    if is_elsewhere and volume.attachments and command in _LOOKING_HELPS:
+        return f"wait or mend it, then look: voldrivers doctor {volume.name}"
+    return ""
 
 
 def _say_what_is_left(stopped: KeyboardInterrupt, engine: Engine, args: Namespace) -> None:

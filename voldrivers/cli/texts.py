@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from voldrivers.cli import failures
 from voldrivers.cli.output import table
 from voldrivers.extend.site import Progress
 from voldrivers.model import Attachment, Extend, Ledger, LedgerRow, Phase, Volume, VolumeStatus
@@ -59,8 +60,11 @@ def ledger(volume: Volume, shown: Ledger, stopped: Sequence[Attachment]) -> list
 
 
 def mending(volume: Volume, row: LedgerRow) -> str:
-    """The command that mends a stale layer; "" where there is nothing to mend, or nothing is known."""
-    if not row.stale or row.observed_bytes is None:
+    """The command that mends a stale layer; "" where there is nothing to mend, or nothing is known.
+
+    A layer that cannot be read is mended by what its row names, if by anything.
+    """
+    if not row.stale or (row.observed_bytes is None and not row.repair):
         return ""
     if volume.status in (*STEADY, VolumeStatus.ERROR_EXTENDING):
         return row.repair or _repair(volume)
@@ -68,9 +72,13 @@ def mending(volume: Volume, row: LedgerRow) -> str:
 
 
 def _trouble(volume: Volume, row: LedgerRow) -> str:
-    if row.observed_bytes is None:
-        return f"{row.layer} {row.place} cannot be read" + (f": {row.note}" if row.note else "")
-    return f"{row.layer} {row.place} is stale; mend it: {mending(volume, row)}"
+    state = "is stale" if row.observed_bytes is not None else "cannot be read"
+    if row.observed_bytes is None and row.note:
+        state += f": {row.note}"
+    if host := failures.lost_host(row.note):
+        return f"{row.layer} {row.place} {state}; {failures.LOST.format(volume=volume.name, host=host)}"
+    mend = mending(volume, row)
+    return f"{row.layer} {row.place} {state}" + (f"; mend it: {mend}" if mend else "")
 
 
 def _repair(volume: Volume) -> str:

@@ -172,7 +172,7 @@ class LocalHost(Host):
             with self._asked(attachment) as monitor:
                 nodes = self._nodes(monitor, volume, attachment)
         except VolDriverError as error:
-            return () if instance.is_gone(attachment) else (replace(row, note=str(error)),)
+            return () if instance.is_gone(attachment) else (replace(row, note=str(error), repair=""),)
         rows = [replace(row, observed_bytes=node.size_bytes, note=node.name) for node in nodes]
         return (*rows, *self._guest_rows(volume, attachment, expected_bytes))
 

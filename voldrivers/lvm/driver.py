@@ -179,8 +179,8 @@ class LVMDriver(Driver):
     def ledger_rows(self, volume: Volume, expected_bytes: int) -> Ledger:
         """Give the device, lvm's metadata where it differs, and what the export shows if it is attached.
 
-        Metadata is not asked for where the device is as expected. An export that cannot be read is a row
-        that says why.
+        Metadata is not asked for where the device is as expected. An export that cannot be read, or that
+        keeps a host out, is a row that says why.
         """
         path = mapping.path_of(self._lvm.group, _name(volume))
         device = mapping.look(path)
@@ -193,7 +193,9 @@ class LVMDriver(Driver):
         give_back = f"voldrivers doctor {volume.name} --repair"
         shown = LedgerRow(self._exports.layer, _name(volume), None, expected_bytes, repair=give_back)
         try:
-            return (*rows, replace(shown, observed_bytes=self._exports.shown_bytes(volume.id)))
+            shown_bytes = self._exports.shown_bytes(volume.id)
+            self._exports.check_open(volume)
+            return (*rows, replace(shown, observed_bytes=shown_bytes))
         except VolDriverError as error:
             return (*rows, replace(shown, note=str(error)))
 

@@ -46,6 +46,13 @@ class Exports(ABC):
         """Give the size that the export answers now. Raises NotFound when there is none."""
 
     @abstractmethod
+    def check_open(self, volume: Volume) -> None:
+        """Refuse an export that an attached volume's hosts could not come back to, as they know it.
+
+        Raises InvalidState, which says what keeps them out; NotFound when there is none.
+        """
+
+    @abstractmethod
     def restore(self, volume: Volume, device: Path) -> None:
         """Give an attached volume back the export that was lost, for all its attachments, as they know it.
 

@@ -46,11 +46,17 @@ class ISCSIExports(Exports):
         """Give what LIO answers to READ CAPACITY."""
         return self._target.lun_bytes(volume_id)
 
+    def check_open(self, volume: Volume) -> None:
+        """Look for portals, ACLs and the secret that the volume's hosts were told."""
+        chap, initiators = _known(known(volume)), _initiators(volume)
+        told = [info.properties.get("target_portals", "") for info in known(volume)]
+        portals = {portal for text in told for portal in text.split(",") if portal}
+        if chap is not None and initiators:
+            self._target.check_open(volume.id, chap, portals, initiators)
+
     def restore(self, volume: Volume, device: Path) -> None:
         """Make whole what is not, with the secret that the volume's hosts were told."""
-        connectors = [each.connector for each in attached(volume) if each.connector]
-        initiators = [each.initiator for each in connectors if each.initiator]
-        chap = _known(known(volume))
+        chap, initiators = _known(known(volume)), _initiators(volume)
         if chap is None or not initiators or self._target.is_whole(volume.id, device, chap, initiators):
             return
         self._target.ensure(volume.id, device, chap)
@@ -63,6 +69,11 @@ class ISCSIExports(Exports):
             return self._target.export(volume_id).chap
         except NotFound:
             return Chap(secrets.token_hex(10), secrets.token_hex(8))  # initiators take 12 to 16 characters
+
+
+def _initiators(volume: Volume) -> list[str]:
+    connectors = [each.connector for each in attached(volume) if each.connector]
+    return [each.initiator for each in connectors if each.initiator]
 
 
 def _known(infos: Iterable[ConnectionInfo]) -> Chap | None:

@@ -5,7 +5,7 @@ kernel takes something away, it waits for requests under way.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +94,10 @@ def give_chap(node: Node, chap: Chap) -> None:
 
 def chap_of(node: Node) -> Chap | None:
     """Read the secret of a portal group or of an ACL."""
-    user, password = node.chap_userid, node.chap_password
-    return Chap(user, password) if user and password else None
+    try:
+        return Chap(node.chap_userid or "", node.chap_password or "")
+    except ValueError:  # there is none, or one that is not ours
+        return None
 
 
 def ensure_lun(rtslib: Node, group: Node, store: Node) -> None:
@@ -130,19 +132,20 @@ def is_on(store: Node, number: tuple[int, int]) -> bool:
     return store.is_configured() and (store.major, store.minor) == number
 
 
-def is_whole(
-    rtslib: Node, group: Node, chap: Chap, portals: Sequence[Portal], initiators: Sequence[str]
-) -> bool:
-    """Tell whether the portal group answers everywhere and lets these initiators in, with this secret."""
-    answering = {f"{each.ip_address}:{each.port}" for each in group.network_portals}
+def obstacle(rtslib: Node, group: Node, chap: Chap, portals: Iterable[str], initiators: Sequence[str]) -> str:
+    """Say what keeps initiators who know this secret and these portals from logging in; "" for nothing."""
     let_in = {acl.node_wwn.lower(): acl for acl in group.node_acls if _link_in(_mapped(acl))}
-    nodes = (group, *(let_in.get(initiator.lower()) for initiator in initiators))
-    return (
-        bool(group.enable)
-        and find_lun(rtslib, group) is not None
-        and {str(portal) for portal in portals} <= answering
-        and all(node is not None and chap_of(node) == chap for node in nodes)
-    )
+    if not group.enable:
+        return "disabled"
+    if find_lun(rtslib, group) is None:
+        return f"without LUN {LUN}"
+    if silent := set(portals) - {f"{each.ip_address}:{each.port}" for each in group.network_portals}:
+        return f"not answering at {', '.join(sorted(silent))}"
+    if strangers := [each for each in initiators if each.lower() not in let_in]:
+        return f"closed to {', '.join(strangers)}"
+    if any(chap_of(node) != chap for node in (group, *(let_in[each.lower()] for each in initiators))):
+        return "refusing the CHAP secret that its hosts have"
+    return ""
 
 
 def check_ours(store: Node, iqn: str, serial: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from voldrivers.base import Run
 from voldrivers.errors import InvalidInput, InvalidState, NotFound, NotSupported
 from voldrivers.lvm import nvmet
-from voldrivers.lvm.export import Exports, attached
+from voldrivers.lvm.export import Exports, attached, known
 from voldrivers.lvm.portals import parse_portal
 from voldrivers.lvm.target import TargetOptions
 from voldrivers.lvm.turn import alone
@@ -86,14 +86,22 @@ class NVMeExports(Exports):
             raise NotFound("namespace", f"{nvmet.NAMESPACE} of {nqn}")
         return shown
 
+    def check_open(self, volume: Volume) -> None:
+        """Look for the namespace, the portals and the names of the volume's hosts."""
+        nqn, told = self._nqn(volume.id), [info.properties.get("portals", "") for info in known(volume)]
+        portals = {parse_portal(portal) for text in told for portal in text.split(",") if portal}
+        with nvmet.opened(self._run, nqn):
+            obstacle = nvmet.obstacle(nqn, sorted(portals, key=str), _hosts(volume))
+        if obstacle:
+            raise InvalidState(f"NVMe subsystem {nqn}", obstacle, "as its hosts know it")
+
     def restore(self, volume: Volume, device: Path) -> None:
         """Make whole what is not; then have nvmet look at the size."""
-        hosts = [each.connector.nqn for each in attached(volume) if each.connector and each.connector.nqn]
+        nqn, hosts = self._nqn(volume.id), _hosts(volume)
         if not hosts:
             return
-        nqn = self._nqn(volume.id)
         with nvmet.opened(self._run, nqn):
-            is_whole = nvmet.is_whole(nqn, device, self._portals, hosts)
+            is_whole = nvmet.is_on(nqn, device) and not nvmet.obstacle(nqn, self._portals, hosts)
         if not is_whole:
             self._make(volume.id, device, hosts)
         with nvmet.opened(self._run, nqn):
@@ -122,6 +130,10 @@ class NVMeExports(Exports):
         if not _VOLUME_ID.fullmatch(volume_id):
             raise InvalidInput(f"volume {volume_id}", "its id cannot be in the name of an NVMe subsystem")
         return self._prefix + volume_id
+
+
+def _hosts(volume: Volume) -> list[str]:
+    return [each.connector.nqn for each in attached(volume) if each.connector and each.connector.nqn]
 
 
 def _uuid(volume_id: str) -> str:

@@ -7,7 +7,7 @@ whoever makes it again.
 import errno
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def ensure_namespace(nqn: str, device: Path, uuid: str) -> None:
 
 def ensure_linked(nqn: str, portal: Portal) -> None:
     """Let the subsystem be reached at an address, by the port that answers there or a new one."""
-    link = (_find_port(portal) or _make_port(portal)) / "subsystems" / nqn
+    link = _link(_find_port(portal) or _make_port(portal), nqn)
     if not link.is_symlink():
         link.symlink_to(_SUBSYSTEMS / nqn)
 
@@ -115,15 +115,16 @@ def other_namespaces(nqn: str) -> Sequence[str]:
     return [each.name for each in found if each.name != str(NAMESPACE)]
 
 
-def is_whole(nqn: str, device: Path, portals: Sequence[Portal], hosts: Sequence[str]) -> bool:
-    """Tell whether all is there that the functions above make."""
-    ports = [_find_port(portal) for portal in portals]
-    return (
-        _is_enabled(_space(nqn))
-        and is_on(nqn, device)
-        and set(hosts) <= set(allowed(nqn))
-        and all(port is not None and (port / "subsystems" / nqn).is_symlink() for port in ports)
-    )
+def obstacle(nqn: str, portals: Iterable[Portal], hosts: Sequence[str]) -> str:
+    """Say what keeps these hosts, who know these portals, from connecting; "" for nothing."""
+    if not _is_enabled(_space(nqn)):
+        return f"without namespace {NAMESPACE}"
+    ports = {portal: _find_port(portal) for portal in portals}
+    if silent := [str(at) for at, port in ports.items() if not port or not _link(port, nqn).is_symlink()]:
+        return f"not answering at {', '.join(silent)}"
+    if strangers := sorted(set(hosts) - set(allowed(nqn))):
+        return f"closed to {', '.join(strangers)}"
+    return ""
 
 
 def is_on(nqn: str, device: Path) -> bool:
@@ -199,8 +200,12 @@ def _answers_at(port: Path) -> Portal | None:
 
 
 def _links(nqn: str) -> Sequence[Path]:
-    links = (port / "subsystems" / nqn for port in _entries(_PORTS))
+    links = (_link(port, nqn) for port in _entries(_PORTS))
     return [link for link in links if link.is_symlink()]
+
+
+def _link(port: Path, nqn: str) -> Path:
+    return port / "subsystems" / nqn
 
 
 def _space(nqn: str) -> Path:

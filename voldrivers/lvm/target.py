@@ -8,7 +8,7 @@ import re
 import stat
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +133,22 @@ class Target:
             group, store = lio.find_group(rtslib, iqn), lio.find_store(rtslib, name)
             if group is None or store is None or not lio.is_on(store, _device_number(device)):
                 return False
-            return lio.is_whole(rtslib, group, chap, self._portals, initiators)
+            return not lio.obstacle(rtslib, group, chap, map(str, self._portals), initiators)
+
+    def check_open(
+        self, volume_id: str, chap: Chap, portals: Iterable[str], initiators: Sequence[str]
+    ) -> None:
+        """Refuse a target that does not let all of these initiators in at all of these portals.
+
+        One look, without a lock. Raises InvalidState with the reason; NotFound without a target.
+        """
+        iqn = self._names(volume_id)[1]
+        with lio.opened(iqn) as rtslib:
+            group = lio.find_group(rtslib, iqn)
+            if group is None:
+                raise NotFound("iSCSI target", iqn)
+            if obstacle := lio.obstacle(rtslib, group, chap, portals, initiators):
+                raise InvalidState(f"iSCSI target {iqn}", obstacle, "as its hosts know it")
 
     def disallow(self, volume_id: str, initiator: str) -> None:
         """Let an initiator in no more. A session that it has ends now, whatever is under way: a fence."""

@@ -14,7 +14,8 @@ and is answered by any number of
   {"taken": BYTES}                      so much of the input has reached the command; channel.WINDOW_BYTES
                                         may be on the way
   {"results": BASE64}                   more of a tar archive of /results, when its command has ended or
-                                        was killed; if its `results` is true
+                                        was killed; if its `results` is true. The first one, right before
+                                        the command starts, is empty
 and in the end by one of
   {"status": {...}}                     of the lab: to up and status
   {"exit": CODE}                        of its command, negative for a signal

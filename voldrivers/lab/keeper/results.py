@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from voldrivers.errors import BackendError, InvalidInput
 from voldrivers.sizes import MiB, format_size
@@ -53,18 +54,22 @@ class _Member:
 
 
 class Results:
-    """A directory for results, and the archive that comes for it, until the `with` block ends."""
+    """A directory for results, and the archive that comes for it, until the `with` block ends.
+
+    One that is missing is made when something comes, if only an empty part: a command that is refused leaves
+    no directory.
+    """
 
     def __init__(self, directory: Path) -> None:
-        """Make the directory if it is missing. Raises InvalidInput when nothing can be written to it."""
+        """Take the directory. Raises InvalidInput when it is seen that nothing could be written to it."""
         self.directory = directory
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            self._archive = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by `__exit__`
-        except OSError as error:
-            reason = f"nothing can be written to it: {error.strerror}"
-            raise InvalidInput(f"results directory {directory}", reason) from error
+        self._opened = ExitStack()
+        self._size_bytes = 0
+        full = directory.absolute()
+        there = next(path for path in (full, *full.parents) if os.path.exists(path))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = f"nothing can be written to it: {there} is no directory that may be written to"
+            raise InvalidInput(f"results directory {directory}", reason)
 
     def __enter__(self) -> Self:
         """Give it, empty."""
@@ -75,18 +80,19 @@ class Results:
     ) -> None:
         """Forget the archive; what was unpacked stays."""
         with suppress(OSError):  # it writes again what it could not write before
-            self._archive.close()
-        os.close(self._root)
+            self._opened.close()
 
     def add(self, content: bytes) -> None:
-        """Take more of the archive. Raises BackendError when it is too much, or there is no space."""
-        if self._archive.tell() + len(content) > MOST_BYTES:
+        """Take more of the archive. Raises BackendError when it is too much, or cannot be written."""
+        if self._size_bytes + len(content) > MOST_BYTES:
             raise BackendError(_SUBJECT, f"it is more than {format_size(MOST_BYTES)}, nothing is brought")
         try:
             self._archive.write(content)
             self._archive.flush()
         except OSError as error:
+            self._size_bytes = 0  # it is not whole, and to read what there is would write again
             raise self._failure("it", error) from error
+        self._size_bytes += len(content)
 
     def unpack(self) -> list[str]:
         """Write what has come, over files of the same names; give a sentence for each that is left out.
@@ -94,8 +100,7 @@ class Results:
         Raises BackendError: with nothing written for no archive, one that is cut off or has too many names;
         and for what cannot be written.
         """
-        size_bytes = self._archive.seek(0, os.SEEK_END)
-        members = list(self._members(size_bytes)) if size_bytes else []
+        members = list(self._members()) if self._size_bytes else []
         for member in members:
             if not member.problem:
                 try:
@@ -104,7 +109,19 @@ class Results:
                     raise self._failure(ascii(member.name), error) from error
         return [f"{member.name!a} is left out: {member.problem}" for member in members if member.problem]
 
-    def _members(self, archive_bytes: int) -> Iterator[_Member]:
+    @cached_property
+    def _archive(self) -> IO[bytes]:
+        """What has come, in a file without a name; the directory is there from now on."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self._opened.enter_context(tempfile.TemporaryFile(dir=self.directory))
+
+    @cached_property
+    def _root(self) -> int:
+        root = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        self._opened.callback(os.close, root)
+        return root
+
+    def _members(self) -> Iterator[_Member]:
         """Read the headers, each after the content before it (tar(5), the format of POSIX 1988)."""
         offset = 0
         for _ in range(MOST_NAMES):
@@ -117,7 +134,7 @@ class Results:
                 raise BackendError(_SUBJECT, f"no whole archive came: {error}") from error
             offset += _BLOCK_BYTES
             size_bytes = 0 if header.type in _WITHOUT_CONTENT else header.size
-            if not 0 <= size_bytes <= archive_bytes - offset:
+            if not 0 <= size_bytes <= self._size_bytes - offset:
                 raise BackendError(_SUBJECT, "no whole archive came: a size is wrong")
             yield _Member(header.name, header.type, offset, size_bytes)
             offset += -(-size_bytes // _BLOCK_BYTES) * _BLOCK_BYTES

@@ -181,6 +181,7 @@ def _execute(client: Connection, machine: LabMachine, command: Command) -> int:
 def _execute_for_results(client: Connection, machine: LabMachine, command: Command) -> int:
     """Empty /results, run a command, and send what it left there, if it was killed too."""
     machine.channel.run(_EMPTY, timeout_s=_EMPTY_S)
+    client.send_results(b"")  # so that it knows that nothing refuses its command any more
     try:
         code = _execute(client, machine, command)
     except OutcomeUnknown:
