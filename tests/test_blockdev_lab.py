@@ -139,6 +139,7 @@ def test_a_map_from_connecting_to_letting_go(host: Host) -> None:
     host.check_nothing_is_left()
 
 
+@pytest.mark.full
 def test_a_single_path_is_the_plain_device(host: Host) -> None:
     one = host.properties(PORTALS[0])
     path = host.do("connect", one)
@@ -173,6 +174,7 @@ def test_a_wrong_secret_is_told_in_time_and_leaves_nothing(host: Host, portals: 
     host.check_nothing_is_left()
 
 
+@pytest.mark.full
 def test_a_path_that_is_down_is_refused_by_name(host: Host) -> None:
     one = host.properties()
     path = host.do("connect", one)

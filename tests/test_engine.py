@@ -615,6 +615,24 @@ def test_an_extend_during_detach_or_delete_is_refused(
     assert not world.array.sizes
 
 
+def test_a_backend_that_goes_away_right_after_it_made_a_volume_is_looked_at_again(
+    world: World, engine: Engine, ram_path: Path
+) -> None:
+    class Away(MemoryDriver):
+        def volume_size(self, volume: Volume) -> int:
+            raise InvalidState("the array", "away", "there")
+
+        def delete_volume(self, volume: Volume) -> None:
+            self.volume_size(volume)
+
+    with World(array=world.array, driver_type=Away).engine(ram_path) as away, pytest.raises(InvalidState):
+        away.create_volume("w", SMALL)
+    assert engine.volume("w").status is VolumeStatus.CREATING
+    assert [resumed.error for resumed in engine.resume("w")] == [None]
+    engine.delete_volume("w")
+    assert world.array.sizes.keys() == {engine.volume("v").id}
+
+
 def test_a_changed_attachment_voids_the_admission(world: World, engine: Engine) -> None:
     engine.attach("v", "a", "vm")
     volume = engine.volume("v")

@@ -18,7 +18,7 @@ from voldrivers.model import Attachment, AttachmentState, ConnectionInfo, Extend
 from voldrivers.sizes import MiB
 
 SMALL, LARGE = 8 * MiB, 16 * MiB
-_SAMPLES = {"quick": 5, "ci": 100}
+_SAMPLES = {"quick": 5, "ci": 50}
 #: Operations that fail and are undone: their end is their beginning.
 _UNDONE = {"attach, the guest refuses", "attach, the device does not come", "detach, the guest keeps it"}
 

@@ -943,4 +943,4 @@ def follow(volume: Volume) -> set[VolumeStatus]:
 
 
 TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(max_examples=100 + 2 * settings().max_examples, stateful_step_count=30)
+TestEngineMachine.settings = settings(max_examples=100 + settings().max_examples, stateful_step_count=30)

@@ -137,6 +137,7 @@ def test_an_nvme_volume_grows(two_hosts: Lab) -> None:
     wait_until(lambda: size_of(two_hosts, "compute", "/dev/nvme0n1") == LARGE, 10, grown)
 
 
+@pytest.mark.full
 def test_only_the_qemu_that_has_a_file_open_can_extend_it(
     three_hosts: Lab, in_background: ThreadPoolExecutor
 ) -> None:
@@ -181,6 +182,7 @@ def extend_guest(lab: Lab, guest: Future[dict[str, int]]) -> dict[str, int]:
     return guest.result(timeout=60)
 
 
+@pytest.mark.full
 def test_nfs_version_3_locks_too(three_hosts: Lab) -> None:
     with pytest.raises(CommandFailed):
         mount(three_hosts, "compute", "vers=3", "storage:/srv/nfs")

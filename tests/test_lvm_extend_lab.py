@@ -112,6 +112,7 @@ def test_a_full_group_is_refused_and_nothing_changes(lvm_site: Site) -> None:
     lvm_site.check_agreed()
 
 
+@pytest.mark.full
 def test_a_program_that_fails_before_it_did_anything_is_rolled_back(lvm_site: Site) -> None:
     answer = lvm_site.do("extend", size_bytes=lvm_site.larger_bytes, fault=fault("lvextend", "before"))
     assert "CommandFailed" in answer, answer
@@ -185,6 +186,7 @@ def test_a_session_that_was_logged_out_is_refused(lvm_site: Site) -> None:
     lvm_site.check_extended()
 
 
+@pytest.mark.full
 def test_an_iscsid_that_is_restarted_meanwhile(lvm_site: Site) -> None:
     lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="RemoteHost compute rescan")
     restart_iscsid(lvm_site)
@@ -206,6 +208,7 @@ def test_a_path_that_is_down_is_refused_before_anything_grows(lvm_site: Site) ->
     lvm_site.check_agreed()
 
 
+@pytest.mark.full
 def test_a_path_that_is_lost_meanwhile_is_named_and_retried(lvm_site: Site) -> None:
     cut = fault("lvextend", "then", "ip", "link", "set", "portal2", "down")
     answer = lvm_site.do("extend", size_bytes=lvm_site.larger_bytes, fault=cut)
@@ -243,6 +246,7 @@ def test_a_frozen_host_leaves_the_outcome_to_resume(lvm_site: Site) -> None:
     lvm_site.check_extended()
 
 
+@pytest.mark.full
 def test_two_processes_that_extend_at_once(lvm_site: Site) -> None:
     lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="LVMDriver lvm extend_volume")
     answer = lvm_site.do("extend", size_bytes=lvm_site.larger_bytes)
@@ -356,6 +360,7 @@ def test_a_guest_that_dies_before_it_answers_a_resize(lvm_site: Site) -> None:
     check_ended_without_guest(lvm_site, written)
 
 
+@pytest.mark.full
 def test_a_guest_that_dies_in_the_middle(lvm_site: Site) -> None:
     lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="RemoteHost compute assist_extend")
     shell(lvm_site.lab, "compute", "pkill --full '[v]erified'; pkill -9 qemu-system; sleep 1")

@@ -143,6 +143,7 @@ def test_a_volume_whose_qemu_has_ended_grows_where_the_lock_proves_it(operator: 
     operator.check(LARGE)
 
 
+@pytest.mark.full
 def test_no_lock_proves_anything_over_nfs_3_without_locks(two_hosts: Lab) -> None:
     levers.nfs_3(two_hosts, grace_s=1)
     operator = Operator(two_hosts, "vers=3,nolock", "storage:/srv/nfs")

@@ -84,7 +84,7 @@ def log_in(lab: Lab, user: str, secret: str, portal: str = "10.77.1.1") -> str:
 
 
 def test_the_target_on_a_real_lio(two_hosts: Lab) -> None:
-    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=280, VOLDRIVERS_TEST_EACH="12")
+    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=280, VOLDRIVERS_TEST_EACH="20")
 
 
 @pytest.mark.full
@@ -141,6 +141,7 @@ def test_an_export_is_there_after(two_hosts: Lab, lever: Callable[[Lab, str], No
     assert shell(two_hosts, "storage", f"stat --format=%a {SAVED}") == "600"
 
 
+@pytest.mark.full
 def test_a_removal_is_not_undone_by_a_power_cut(two_hosts: Lab) -> None:
     inside(two_hosts, "storage", export)
     assert inside(two_hosts, "storage", remove) == ""

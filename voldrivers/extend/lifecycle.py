@@ -33,13 +33,16 @@ def finish_create(site: Site, volume: Volume) -> Volume:
     kind: type[object] = driver.volume_options_type
     options = read_options(kind, site.store.creation_options(volume), "volume option")
     site.progress(Progress(volume, "creating", format_size(volume.size_bytes)))
+    is_made = False
     try:
         provider_data = driver.create_volume(volume, options)
+        is_made = True
         backend_bytes = driver.volume_size(replace(volume, provider_data=provider_data))
     except OutcomeUnknown:
         raise
     except VolDriverError as error:
-        _undo_create(site, volume, driver, error)
+        nothing_made = not is_made and isinstance(error, NOTHING_HAPPENED)
+        _undo_create(site, volume, driver, nothing_made=nothing_made)
         raise
     site.store.volume_created(volume, provider_data, backend_bytes)
     return site.store.volume(volume.id)
@@ -153,16 +156,16 @@ def choose_attachment(volume: Volume, host: str | None, instance: str | None) ->
     return fitting[0]
 
 
-def _undo_create(site: Site, volume: Volume, driver: Driver, error: VolDriverError) -> None:
+def _undo_create(site: Site, volume: Volume, driver: Driver, *, nothing_made: bool) -> None:
     """Remove what a failed create left, and forget the volume.
 
-    A backend that can neither make nor remove it now (a share that is away) has nothing of it if it said
-    so; else the record stays, for `resume` to look.
+    A backend that can neither make nor remove it now (a share that is away) has nothing of it if that is
+    what it said of making it (`nothing_made`); else the record stays, for `resume` to look.
     """
     try:
         driver.delete_volume(volume)
     except VolDriverError:
-        if not isinstance(error, NOTHING_HAPPENED):
+        if not nothing_made:
             raise
     site.store.remove_volume(volume)
 
