@@ -229,6 +229,7 @@ def test_a_target_that_is_gone_is_let_go_of_in_time(host: Host, portals: Sequenc
     host.check_nothing_is_left()
 
 
+@pytest.mark.full
 def test_what_is_in_use_stays(host: Host) -> None:
     one = host.properties()
     path = host.do("connect", one)

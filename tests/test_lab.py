@@ -313,6 +313,7 @@ def test_levers_on_the_nfs_server(two_hosts: Lab) -> None:
     wait_until(lambda: works(two_hosts, write, "compute"), 30, "the client to go on")
 
 
+@pytest.mark.full
 def test_a_reset_and_a_power_cut_keep_what_was_configured(two_hosts: Lab) -> None:
     device = create_volume(two_hosts)
     inside(two_hosts, "storage", functions.export_iscsi, IQN, device, PORTALS)

@@ -45,6 +45,7 @@ def end(lab: Lab) -> Report:
     return report(lab)
 
 
+@pytest.mark.full
 def test_both_volumes_of_a_guest_at_work_are_extended(attached: Lab) -> None:
     assert [disk.capacity_bytes for disk in report(attached).disks] == [SMALL, SMALL]
     assert "extended from 64 MiB to 96 MiB" in voldrivers(attached, "compute", "extend data 96M")

@@ -449,6 +449,7 @@ def test_an_up_that_is_killed_leaves_nothing(person: Person, moment: str, number
         assert begun.wait(15) == (130 if number == signal.SIGINT else -9)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("nothing_left")
 def test_a_lab_that_two_wait_for_stays_for_the_second(person: Person) -> None:
     words = ("up", "--name", "shared", "--topology", "one-host", "--vg", UNUSUAL)

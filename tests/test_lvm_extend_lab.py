@@ -19,7 +19,7 @@ from voldrivers.lab.cache import Cache
 from voldrivers.lab.lab import Lab, Topology
 from voldrivers.process import wait_until
 
-_SAMPLES, _AGENT_SAMPLES, _SLOW_SAMPLES = 4, 2, 12
+_SAMPLES, _AGENT_SAMPLES, _SLOW_SAMPLES = 4, 1, 12
 #: What is done over and over, and the status that a volume has then.
 _DONE = {"detach": "available", "attach": "in-use"}
 #: How an operation may end whose host's agent was killed.
@@ -137,6 +137,7 @@ def test_a_program_that_hangs_leaves_the_outcome_to_resume(lvm_site: Site) -> No
     lvm_site.check_extended()
 
 
+@pytest.mark.full
 def test_a_program_that_outlives_its_killed_parent_is_waited_for(lvm_site: Site) -> None:
     with lvm_site.slow_disk(150):
         lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at=NOWHERE)
@@ -232,6 +233,7 @@ def test_a_storage_machine_that_is_reset_goes_on_where_it_was(lvm_site: Site) ->
     lvm_site.check_extended()
 
 
+@pytest.mark.full
 def test_a_frozen_host_leaves_the_outcome_to_resume(lvm_site: Site) -> None:
     lvm_site.start("extend", size_bytes=lvm_site.larger_bytes, pause_at="RemoteHost compute rescan")
     levers.freeze(lvm_site.lab, "compute")

@@ -84,7 +84,7 @@ def log_in(lab: Lab, user: str, secret: str, portal: str = "10.77.1.1") -> str:
 
 
 def test_the_target_on_a_real_lio(two_hosts: Lab) -> None:
-    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=280, VOLDRIVERS_TEST_EACH="20")
+    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=280, VOLDRIVERS_TEST_EACH="12")
 
 
 @pytest.mark.full
