@@ -48,6 +48,7 @@ from voldrivers.cli import main
 from voldrivers.errors import (
     BackendError,
     CommandFailed,
+    HostUnreachable,
     InvalidInput,
     InvalidState,
     NotFound,
@@ -502,7 +503,7 @@ def test_acts_are_answered_however_many_looks_hang(odd_url: str, token_file: Pat
         time.sleep(1.0)
         with pytest.raises(NotFound):
             call(remote(odd_url, token_file), "rescan")
-        assert {type(look.exception()) for look in looks} == {InvalidState}
+        assert {type(look.exception()) for look in looks} == {HostUnreachable}
 
 
 def raw(odd_url: str, request: bytes, *, cut: bool) -> bytes:

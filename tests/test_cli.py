@@ -352,7 +352,10 @@ def test_a_layer_that_cannot_be_read_is_not_called_stale(operator: Operator) -> 
     assert doctor.code == 10
     (row,) = [line for line in doctor.out.splitlines() if line.startswith("host ") and "NOTE" not in line][:1]
     assert row.split()[:6] == ["host", "one", "-", "1", "MiB", "unreadable"]
-    assert doctor.out.splitlines()[-1] == "host one cannot be read: host one: sees nothing"
+    assert doctor.out.splitlines()[-1] == (
+        "host one cannot be read: host one: sees nothing;"
+        " lost for good: voldrivers detach v --host one --force"
+    )
     assert "STALE" not in doctor.out
     assert "mend it" not in doctor.out
     document = operator("doctor", "v", "--json").json
@@ -443,15 +446,15 @@ def test_a_host_that_cannot_be_reached_is_named_with_what_helps(operator: Operat
     operator.make("v", "w")
     operator("attach", "v")
     lose_host(operator)
-    helps = "; start its agent and try again; lost for good: voldrivers detach v --host one --force"
+    for_good = "; lost for good: voldrivers detach v --host one --force"
     for argv in (["extend", "v", "2M"], ["detach", "v"]):
         answer = operator(*argv)
         said = one_sentence(answer.err)
         assert (answer.code, "host one at http://127.0.0.1:9 is unreachable" in said) == (5, True)
-        assert said.endswith(helps)
+        assert said.endswith(f"; start its agent and try again{for_good}")
     assert one_sentence(operator("attach", "w").err).endswith("its agent; start its agent and try again")
     doctor = operator("doctor", "v")
-    assert (doctor.code, doctor.out.splitlines()[-1].endswith(helps)) == (10, True)
+    assert (doctor.code, doctor.out.splitlines()[-1].endswith(for_good)) == (10, True)
     assert operator("detach", "v", "--force").code == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from voldrivers.errors import (
     BackendError,
     CommandFailed,
+    HostUnreachable,
     InvalidInput,
     InvalidSize,
     InvalidState,
@@ -34,6 +35,10 @@ SENTENCES: list[tuple[VolDriverError, str]] = [
     (InvalidSize("volume v", "no size", "abc"), "volume v: cannot be abc: no size"),
     (NotFound("volume", "v"), "volume v does not exist"),
     (NotFound("volume", "v", " on share s"), "volume v does not exist on share s"),
+    (
+        HostUnreachable("host h at http://a:1", "unreachable", "up", host="h"),
+        "host h at http://a:1 is unreachable, must be up",
+    ),
     (
         InvalidState("volume v", "extending", "available or in-use"),
         "volume v is extending, must be available or in-use",

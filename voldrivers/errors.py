@@ -74,6 +74,14 @@ class InvalidState(VolDriverError):
 
 
 @dataclass(eq=False)
+class HostUnreachable(InvalidState):
+    """The agent of machine `host` does not answer. Nothing was sent; start it, or give the host up."""
+
+    message = "{subject} is {state}, must be {needed}"
+    host: str = ""
+
+
+@dataclass(eq=False)
 class NotSupported(VolDriverError):
     """This backend or host cannot do it. Nothing has happened; choose another one."""
 

@@ -17,8 +17,8 @@ from voldrivers.api import wire
 from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
+    HostUnreachable,
     InvalidInput,
-    InvalidState,
     OutcomeUnknown,
     VolDriverError,
     from_document,
@@ -80,7 +80,7 @@ class RemoteHost(Host):
 
     @cached_property
     def version(self) -> int:  # type: ignore[override]  # it is the agent's, asked for once
-        """Give the protocol level of the agent. Raises InvalidState when it cannot be reached."""
+        """Give the protocol level of the agent. Raises HostUnreachable."""
         return int(self._described["version"])
 
     def connector(self) -> Connector:
@@ -159,7 +159,7 @@ class RemoteHost(Host):
             return False
 
     def _ask(self, name: str, **arguments: object) -> Any:  # Any: what the method promises, proved by `call`
-        """Make one call. Raises what the host raises; InvalidState when nothing was sent."""
+        """Make one call. Raises what the host raises; HostUnreachable when nothing was sent."""
         _ = self._described
         call = wire.call(name)
         limit_s = self.options.act_timeout_s if name in wire.ACTS else self.options.look_timeout_s
@@ -199,14 +199,13 @@ class RemoteHost(Host):
             ) as answer:
                 content = _received(answer, began + limit_s)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise InvalidState(
-                self._title, f"unreachable ({error or 'no answer'})", "up, with its agent"
-            ) from error
+            state = f"unreachable ({error or 'no answer'})"
+            raise HostUnreachable(self._title, state, "up, with its agent", host=self.name) from error
         except httpx.HTTPError as error:
             reason = f"no answer: {str(error) or type(error).__name__}"
             if name in wire.ACTS:
                 raise OutcomeUnknown(f"{name} at {self._title}", reason) from error
-            raise InvalidState(self._title, f"not answering ({reason})", "up") from error
+            raise HostUnreachable(self._title, f"not answering ({reason})", "up", host=self.name) from error
         return self._read(name, answer, content)
 
     def _read(self, name: str, answer: httpx.Response, content: bytes) -> wire.Body:

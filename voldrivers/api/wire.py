@@ -24,6 +24,7 @@ from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
     CommandFailed,
+    HostUnreachable,
     InvalidInput,
     InvalidSize,
     InvalidState,
@@ -50,6 +51,7 @@ STATUS: Mapping[type[VolDriverError], int] = {
     InvalidSize: 400,
     NotFound: 404,
     InvalidState: 409,
+    HostUnreachable: 409,
     NotSupported: 501,
     NoSpace: 500,
     BackendError: 500,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from voldrivers.errors import (
     BackendError,
     CommandFailed,
+    HostUnreachable,
     InvalidInput,
     InvalidSize,
     InvalidState,
@@ -32,6 +33,7 @@ EXIT_CODES: Mapping[type[VolDriverError], int] = {
     InvalidSize: 3,
     NotFound: 4,
     InvalidState: 5,
+    HostUnreachable: 5,
     NotSupported: 6,
     NoSpace: 7,
     BackendError: 8,
@@ -39,23 +41,22 @@ EXIT_CODES: Mapping[type[VolDriverError], int] = {
     OutcomeUnknown: 9,
 }
 
+#: What to do where a host that has the volume will never answer again.
+LOST_FOR_GOOD = "lost for good: voldrivers detach {volume} --host {host} --force"
+
 #: What to do next, where the error itself and the volume's status do not say it.
 HINTS: Mapping[type[VolDriverError], str] = {
     InvalidInput: "nothing was changed, correct it and run it again",
     InvalidSize: "nothing was changed, ask for another size",
     NotFound: "bring it back or name another one",
     InvalidState: "see: voldrivers volume show {volume}",
+    HostUnreachable: f"start its agent and try again; {LOST_FOR_GOOD}",
     NotSupported: "see: voldrivers capabilities",
     NoSpace: "free some space and run it again",
     BackendError: "mend the cause, then look: voldrivers doctor {volume}",
     CommandFailed: "mend the cause, then look: voldrivers doctor {volume}",
     OutcomeUnknown: "run: voldrivers resume {volume}",
 }
-
-#: What to do about a host that cannot be reached, where it has the volume.
-LOST = "start its agent and try again; lost for good: voldrivers detach {volume} --host {host} --force"
-#: As `api.remote` says it.
-_LOST = re.compile(r"\bhost (\S+) at \S+ is (?:unreachable|not answering) ")
 
 #: Where what is missing is listed, by its kind.
 LISTED: Mapping[str, str] = {
@@ -91,15 +92,9 @@ def exit_code(error: VolDriverError) -> int:
 def sentence(error: VolDriverError, volume: str | None) -> str:
     """Say what happened to which volume and what to do next; a note on the error replaces the hint."""
     _log.debug("the error came from here", exc_info=error)
-    known = {"volume": volume or "VOLUME", "host": lost_host(str(error))}
+    known = {"volume": volume or "VOLUME", "host": getattr(error, "host", "")}
     hint = " ".join(getattr(error, "__notes__", ())) or _hint(error).format_map(known)
     return f"{named(str(error), volume)}; {hint}"
-
-
-def lost_host(text: str) -> str:
-    """Give the host that could not be reached, by the sentence that says so; "" for another one."""
-    found = _LOST.search(text)
-    return found[1] if found else ""
 
 
 def interruption(stopped: KeyboardInterrupt, volume: str | None) -> tuple[str, int]:
@@ -131,6 +126,4 @@ def _hint(error: VolDriverError) -> str:
     # A volume that is not on its backend or not at its host (`where`) is in the list all the same.
     if isinstance(error, NotFound) and error.kind in LISTED and not (error.kind == "volume" and error.where):
         return LISTED[error.kind]
-    if lost_host(str(error)):
-        return LOST
     return next(HINTS[kind] for kind in type(error).__mro__ if kind in HINTS)

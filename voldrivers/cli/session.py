@@ -7,9 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from voldrivers import registry
-from voldrivers.cli import failures, texts
+from voldrivers.cli import texts
 from voldrivers.cli.output import ProgressLine
-from voldrivers.errors import InvalidInput, InvalidState, NotFound, OutcomeUnknown, VolDriverError
+from voldrivers.errors import (
+    HostUnreachable,
+    InvalidInput,
+    InvalidState,
+    NotFound,
+    OutcomeUnknown,
+    VolDriverError,
+)
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Volume, VolumeStatus
 
@@ -74,7 +81,7 @@ def _opened(args: Namespace, line: ProgressLine) -> Engine:
 
 def _advice(error: VolDriverError, volume: Volume, command: str) -> str:
     """Say what helps where the error alone does not tell."""
-    lost = failures.lost_host(str(error))
+    lost = error.host if isinstance(error, HostUnreachable) else ""
     has_it = any(each.host == lost for each in volume.attachments)
     if volume.status is VolumeStatus.ERROR_EXTENDING:
         without = f" (host {lost} lost for good: voldrivers detach {volume.name} --host {lost} --force)"

@@ -75,8 +75,10 @@ def _trouble(volume: Volume, row: LedgerRow) -> str:
     state = "is stale" if row.observed_bytes is not None else "cannot be read"
     if row.observed_bytes is None and row.note:
         state += f": {row.note}"
-    if host := failures.lost_host(row.note):
-        return f"{row.layer} {row.place} {state}; {failures.LOST.format(volume=volume.name, host=host)}"
+    lost = [each.host for each in volume.attachments if (row.layer, row.place) == ("host", each.place)]
+    if lost:  # the engine's row in place of those of a host that could not be asked
+        for_good = failures.LOST_FOR_GOOD.format(volume=volume.name, host=lost[0])
+        return f"{row.layer} {row.place} {state}; {for_good}"
     mend = mending(volume, row)
     return f"{row.layer} {row.place} {state}" + (f"; mend it: {mend}" if mend else "")
 
