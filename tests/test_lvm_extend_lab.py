@@ -23,7 +23,7 @@ _SAMPLES, _AGENT_SAMPLES, _SLOW_SAMPLES = 4, 1, 12
 #: What is done over and over, and the status that a volume has then.
 _DONE = {"detach": "available", "attach": "in-use"}
 #: How an operation may end whose host's agent was killed.
-_TYPED = ("InvalidState", "OutcomeUnknown", "BackendError")
+_TYPED = ("InvalidState", "HostUnreachable", "OutcomeUnknown", "BackendError")
 #: A QEMU is killed within so long from the start of an assist_extend, at so many moments.
 _ASSIST_S, _ASSIST_MOMENTS = 1.0, 8
 
@@ -298,7 +298,7 @@ def test_the_secret_is_for_nobody_else_to_read(lvm_site: Site) -> None:
 
 def test_a_lost_host_that_is_forgotten_is_let_in_no_more(lvm_site: Site) -> None:
     levers.freeze(lvm_site.lab, "compute")
-    assert lvm_site.do("detach", host="compute").startswith("InvalidState")
+    assert lvm_site.do("detach", host="compute").startswith("HostUnreachable")
     assert lvm_site.do("detach", host="compute", force=True) is None
     sessions = "find /sys/kernel/config/target/iscsi -path '*/acls/*' -name info"
     assert shell(lvm_site.lab, "storage", sessions) == ""
