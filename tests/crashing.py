@@ -15,7 +15,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from voldrivers.base import Driver, GrownByHypervisor, Host
+from voldrivers.abilities import INTERFACES, Layers
+from voldrivers.base import Driver, Host
 from voldrivers.config import Policy
 from voldrivers.extend import Engine, Site, Store
 from voldrivers.extend.database import Database
@@ -24,6 +25,7 @@ from voldrivers.model import Attachment, ConnectionInfo, Connector
 
 Thing = TypeVar("Thing")
 Hook = Callable[[], object]
+_INTERFACES = (Driver, Host, Layers, *(interface for _, _, interface in INTERFACES))
 #: The time of the controllers here. It stands still, so what must be waited for is looked at once: every
 #: run of a scenario passes the same points. Hosts, which look at a real clock, find nothing expired.
 NOON = datetime(2999, 1, 1, 12, tzinfo=UTC)
@@ -160,7 +162,8 @@ class Image:
             volumes = engine.volumes()
             rows = [
                 {
-                    **_fields(replace(volume, attachments=())),
+                    **_fields(replace(volume, attachments=(), snapshots=())),
+                    "snapshots": [_fields(snapshot) for snapshot in volume.snapshots],
                     "attachments": [_fields(replace(a, id="")) for a in volume.attachments],
                     "messages": [message.text for message in engine.messages(volume)],
                     "extend": _fields(engine.last_extend(volume)),
@@ -169,15 +172,16 @@ class Image:
             ]
         world = [asdict(self.world.array), {n: asdict(m) for n, m in self.world.machines.items()}]
         text = json.dumps([rows, world], indent=1, sort_keys=True, default=_shown)
-        for volume in volumes:
-            text = text.replace(volume.id, f"id of {volume.name}")
-        return text
+        snapshots = [snapshot for volume in volumes for snapshot in volume.snapshots]
+        for thing_id, name in [(v.id, v.name) for v in volumes] + [(s.id, s.name) for s in snapshots]:
+            text = text.replace(thing_id, f"id of {name}")
+        return json.dumps(json.loads(text), indent=1, sort_keys=True)  # sorted by ids until now
 
 
 def counted(thing: Thing, points: Points) -> Thing:
     """Make every method of a driver or host, as `base.py` names them, a point."""
     for name, method in inspect.getmembers(thing, inspect.ismethod):
-        if any(name in vars(interface) for interface in (Driver, GrownByHypervisor, Host)):
+        if any(name in vars(interface) for interface in _INTERFACES):
             label = f"{type(thing).__name__} {getattr(thing, 'name', '')} {name}"
             if not name.startswith("_"):
                 wrapped = _counted_hold if name == "hold" else _counted_call

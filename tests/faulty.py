@@ -23,6 +23,7 @@ from voldrivers.model import (
     Extend,
     ExtendReply,
     Phase,
+    SnapshotStatus,
     Volume,
     VolumeStatus,
     utc_now,
@@ -54,10 +55,12 @@ AFTER = (BackendError, CommandFailed, OutcomeUnknown)
 DRIVER_CALLS = (
     *("create_volume", "delete_volume", "volume_size", "check_extend", "extend_volume", "probe_locks"),
     *("initialize_connection", "terminate_connection", "ledger_rows"),
+    *("create_snapshot", "delete_snapshot", "snapshot_size", "revert_to_snapshot", "clone_volume"),
 )
 HOST_CALLS = (
     *("connector", "find_instance", "connect", "disconnect", "plug", "unplug", "ledger_rows", "hold"),
     *("instance_state", "check_extend", "rescan", "get_blockdev", "assist_extend", "cancel"),
+    *("switch", "merge"),
 )
 
 
@@ -232,7 +235,10 @@ class World:
     def snapshot(self) -> object:
         """Everything outside of the engine that an operation could change."""
         stopped = [sorted(machine.stopped) for machine in self.machines.values()]
-        return self.sizes(), sorted(self.array.exports), stopped, len(self.requests)
+        array = self.array
+        held = {name: (each.size_bytes, dict(each.written)) for name, each in array.snapshots.items()}
+        written = {name: dict(words) for name, words in array.written.items() if words}
+        return self.sizes(), held, written, sorted(array.exports), stopped, len(self.requests)
 
     def users(self, volume_id: str) -> list[Instance]:
         """The instances that have a volume open, whether anybody sees them or not."""
@@ -308,6 +314,8 @@ class World:
         self.called.append(call)
         before = self.array.sizes.get(args[0].id, 0) if args and isinstance(args[0], Volume) else 0
         result = method(who, *args)
+        if call == "driver.revert_to_snapshot":  # it may become smaller by this, and by nothing else
+            self._sizes.pop(("array", args[0].id), None)
         if call == "driver.extend_volume":
             if result is ExtendReply.EXTENDED:
                 self.allocated[args[0].id] = self.array.sizes[args[0].id]
@@ -370,7 +378,7 @@ class World:
             return
         volume = self.store.volume(args[0].id)
         extend = self.store.last_extend(volume)
-        states = {a.state for a in volume.attachments}
+        states = {*(a.state for a in volume.attachments), *(s.status for s in volume.snapshots)}
         needed = _RECORDED[call]
         shown = {volume.status, extend.phase if extend else None, *states}
         if not needed & shown:
@@ -407,6 +415,12 @@ _RECORDED: dict[str, set[Any]] = {  # Any: words of three enums
     "driver.extend_volume": {Phase.GROWING, Phase.SETTLING},
     # An export that was lost is given back to those who are recorded as having it.
     "driver.initialize_connection": _ATTACHING | {AttachmentState.ATTACHED},
+    "driver.create_snapshot": {SnapshotStatus.CREATING},
+    "driver.delete_snapshot": {SnapshotStatus.CREATING, SnapshotStatus.DELETING},
+    "driver.revert_to_snapshot": {VolumeStatus.REVERTING},
+    "driver.clone_volume": {VolumeStatus.CREATING},
+    "host.switch": {SnapshotStatus.CREATING},
+    "host.merge": {SnapshotStatus.DELETING},
     "host.connect": _ATTACHING,
     "host.plug": _ATTACHING,
     "host.unplug": _DETACHING,

@@ -56,19 +56,19 @@ _UNREPORTED = 1000
 
 
 class Controller:
-    """A controller on storage that is told what to do; see tests/inside/controller.py."""
+    """A controller on a machine that is told what to do; see tests/inside/controller.py."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, place: str = "storage") -> None:
         """Start it."""
-        self.lab = lab
+        self.lab, self.place = lab, place
         self.restart()
 
     def restart(self) -> None:
         """Start it, again after a reset; the project is brought as it is now."""
-        self.lab.bring_project("storage", CHECKOUT)
+        self.lab.bring_project(self.place, CHECKOUT)
         self._rest, self._lines = b"", queue.SimpleQueue[bytes]()
         start = Start(["python3", "-u", "-m", "inside.controller"], env=project.ENVIRONMENT, has_input=True)
-        self._command = self.lab.machine("storage").channel.start(start, self._printed)
+        self._command = self.lab.machine(self.place).channel.start(start, self._printed)
         threading.Thread(target=_to_its_end, args=[self._command], daemon=True).start()
         assert self._answer(_START_S) == {"answer": "ready"}
 
@@ -87,11 +87,11 @@ class Controller:
         """Have something begun, to its `pause_at`; `wait` gives its answer, or `kill` ends it."""
         self._ask({"do": what, "start": True, **arguments})
         if arguments.get("pause_at") != NOWHERE:
-            wait_until(lambda: "paused" in shell(self.lab, "storage", "ls /run/lab"), 100, "the pause")
+            wait_until(lambda: "paused" in shell(self.lab, self.place, "ls /run/lab"), 100, "the pause")
 
     def go_on(self) -> Any:  # Any: as above
         """Let what waits at its pause go on, and give its answer."""
-        shell(self.lab, "storage", "touch /run/lab/go-on")
+        shell(self.lab, self.place, "touch /run/lab/go-on")
         return self.do("wait")
 
     def layers(self, *, stale: bool) -> list[str]:
@@ -216,7 +216,7 @@ class Site(Controller):
 
     def belongings(self) -> list[str]:
         """What there is of volumes on both machines."""
-        return [shell(self.lab, "storage", _STORAGE), shell(self.lab, "compute", _COMPUTE)]
+        return belongings(self.lab)
 
     @contextmanager
     def slow_disk(self, delay_ms: int) -> Iterator[None]:
@@ -236,6 +236,11 @@ class Site(Controller):
     def _serial(self) -> str:
         volume_id: str = self.do("volume")["id"]
         return volume_id[:20]  # virtio has room for no more
+
+
+def belongings(lab: Lab) -> list[str]:
+    """Give what there is of volumes over iSCSI on both machines."""
+    return [shell(lab, "storage", _STORAGE), shell(lab, "compute", _COMPUTE)]
 
 
 def _print(_stream: int, content: bytes) -> None:

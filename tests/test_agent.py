@@ -37,9 +37,11 @@ from realsite import (
     attached,
     check_grown,
     check_untouched,
+    disk_of,
 )
 
 from voldrivers import process
+from voldrivers.abilities import Layers, Merge
 from voldrivers.api import server, wire
 from voldrivers.api.agent import Agent, make_app
 from voldrivers.api.remote import RemoteHost, RemoteOptions
@@ -56,7 +58,7 @@ from voldrivers.errors import (
     OutcomeUnknown,
     VolDriverError,
 )
-from voldrivers.guests.device import DeviceGuest
+from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.host.local import LocalHost, LocalOptions
 from voldrivers.memory import MemoryArray, MemoryHost
 from voldrivers.model import (
@@ -83,6 +85,7 @@ NEVER = datetime(2999, 1, 1, tzinfo=UTC)
 EXTEND = Extend(7, VOLUME.id, 8 * MiB, 16 * MiB, 16 * MiB, Phase.RESIZING, NEVER)
 #: Of each call of `Host`.
 ARGUMENTS: dict[str, Any] = {  # Any: as the calls have them
+    "merge": Merge("volume-1.2.qcow2", "volume-1", None, None),
     "volume": VOLUME,
     "attachment": ATTACHMENT,
     "connection_info": INFO,
@@ -96,7 +99,9 @@ CALLS = sorted({*wire.LOOKS, *wire.ACTS})
 
 
 def test_every_call_of_a_host_is_known_once() -> None:
-    assert sorted([*wire.LOOKS, *wire.ACTS, "hold"]) == sorted(Host.__abstractmethods__)
+    assert sorted([*wire.LOOKS, *wire.ACTS, "hold"]) == sorted(
+        Host.__abstractmethods__ | Layers.__abstractmethods__
+    )
 
 
 ANY_TIME = st.datetimes(timezones=st.just(UTC))
@@ -114,7 +119,7 @@ def over_json(value: object) -> Any:  # Any: what JSON holds
 @pytest.mark.parametrize("name", CALLS)
 @given(draw=st.data())
 def test_whatever_a_call_is_given_and_answers_survives(name: str, draw: st.DataObject) -> None:
-    method, call = getattr(Host, name), wire.call(name)
+    method, call = getattr(Host, name, None) or getattr(Layers, name), wire.call(name)
     hints = get_type_hints(method)
     names = [each for each in inspect.signature(method).parameters if each != "self"]
     given_ = {each: draw.draw(anything(hints[each]), each) for each in names}
@@ -823,6 +828,30 @@ def test_attach_extend_in_use_detach(
         engine.detach(NAME)
         released.result()
         assert engine.volume(NAME).status is VolumeStatus.AVAILABLE
+    assert agent.log == ""
+
+
+@REAL
+def test_snapshots_are_taken_and_merged_through_the_agent(
+    far: RealSite, guest: DeviceGuest, agent: RunningAgent
+) -> None:
+    attached(far, guest, RAW)
+    disk = disk_of(far, guest)
+    with far.engine() as engine:
+        engine.create_snapshot(NAME, "s")
+        disk.write(0, b"later".ljust(SECTOR_BYTES))
+        engine.extend(NAME, LARGE)
+        engine.create_snapshot(NAME, "t")
+        engine.delete_snapshot("s")
+        (kept,) = engine.volume(NAME).snapshots
+    assert (kept.name, kept.size_bytes) == ("t", LARGE)
+    assert disk.read(0).rstrip() == b"later"
+    assert disk.read(LARGE // SECTOR_BYTES - 1) == bytes(SECTOR_BYTES)
+    far.check_steady(IN_USE, LARGE)
+    agent.end()
+    with pytest.raises(InvalidState, match="nobody knows whether it runs"), far.engine() as engine:
+        engine.create_snapshot(NAME, "u")
+    assert [snapshot.name for snapshot in far.volume.snapshots] == ["t"]
     assert agent.log == ""
 
 

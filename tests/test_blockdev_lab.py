@@ -164,7 +164,13 @@ def test_a_single_path_is_the_plain_device(host: Host) -> None:
     host.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("portals", [PORTALS, PORTALS[:1]], ids=["multipath", "single"])
+@pytest.mark.parametrize(
+    "portals",
+    [
+        pytest.param(PORTALS, id="multipath", marks=pytest.mark.full),
+        pytest.param(PORTALS[:1], id="single"),
+    ],
+)
 def test_a_wrong_secret_is_told_in_time_and_leaves_nothing(host: Host, portals: Sequence[str]) -> None:
     did = host.call("connect", host.properties(*portals, secret="another-secret-16"))
     assert (did.error, "refusing CHAP user volume-user" in did.text) == ("InvalidState", True), did.text
@@ -203,16 +209,9 @@ def test_a_path_that_is_down_is_refused_by_name(host: Host) -> None:
     host.check_nothing_is_left()
 
 
-@pytest.mark.parametrize(
-    "portals",
-    [
-        pytest.param(PORTALS, id="multipath"),
-        pytest.param(PORTALS[:1], id="single", marks=pytest.mark.full),
-    ],
-)
-@pytest.mark.parametrize(
-    "waits", [pytest.param(True, id="known", marks=pytest.mark.full), pytest.param(False, id="just-now")]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("portals", [PORTALS, PORTALS[:1]], ids=["multipath", "single"])
+@pytest.mark.parametrize("waits", [True, False], ids=["known", "just-now"])
 def test_a_target_that_is_gone_is_let_go_of_in_time(host: Host, portals: Sequence[str], waits: bool) -> None:
     one = host.properties(*portals)
     path = host.do("connect", one)

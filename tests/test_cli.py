@@ -112,6 +112,7 @@ def test_the_keys_of_every_document_are_stable(operator: Operator) -> None:
         "extend_new_size_bytes",
         "multi_attach",
         "attachments",
+        "snapshots",
     }
     attachment = operator("attach", "v", "--json").json
     assert set(attachment) == {"id", "host", "instance", "qmp", "state", "device_path"}

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +15,14 @@ import sweeps
 from killing import (
     DeadlyPoints,
     Scenario,
+    Sweep,
     World,
     attach,
     attach_bare,
+    chosen,
     create,
     delete,
     detach,
-    end,
     extend,
     prepared,
 )
@@ -73,80 +73,23 @@ PROGRAMS = {
     "create preallocated raw": (1, 2, 3),
 }
 SWEEP = "with real QEMUs and files"
-_SAMPLES = {"quick": 2, "ci": 4}
-
-
-@pytest.fixture
-def moments(rng: random.Random, tier: str) -> "Moments":
-    return Moments(rng, tier)
-
-
-class Moments:
-    """The moments at which to kill, of those that an undisturbed run has."""
-
-    def __init__(self, rng: random.Random, tier: str) -> None:
-        self.rng, self.tier = rng, tier
-
-    def of(self, passed: list[str]) -> list[int]:
-        everything = range(2 * len(passed))
-        if self.tier == "full":
-            return list(everything)
-        return sorted(self.rng.sample(everything, min(_SAMPLES[self.tier], len(everything))))
-
-
-def undisturbed(scenario: Scenario, directory: Path) -> tuple[str, str, list[str]]:
-    """Give what is seen before and after the operation, and the points it passes."""
-    with prepared(scenario, directory) as world:
-        before = world.seen()
-        assert world.end_of(world.run(DeadlyPoints())) == ""
-        world.check_content()
-        return before, world.seen(), world.passed
-
-
-def where(moment: int, passed: list[str]) -> str:
-    return f"killed {'after' if moment % 2 else 'before'} point {moment // 2}, {passed[moment // 2]}"
+_SAMPLES = {"quick": 2, "ci": 4, "full": 0}
 
 
 @pytest.mark.parametrize("scenario", IN_USE + NOT_IN_USE, ids=str)
 def test_killed_at_a_point_and_resumed_it_ends_as_if_undisturbed(
-    scenario: Scenario, ram_path: Path, moments: Moments, request: pytest.FixtureRequest
+    scenario: Scenario, ram_path: Path, rng: random.Random, tier: str, request: pytest.FixtureRequest
 ) -> None:
-    before, after, passed = undisturbed(scenario, ram_path / "u")
-    assert before != after
-    killed = 0
-    for moment in moments.of(passed):
-        with prepared(scenario, ram_path / str(moment)) as world:
-            began = world.records()
-            answer = world.end_of(world.run(DeadlyPoints(moment)))
-            killed += answer == "killed"
-            # A detach asks until the guest has let go, so not every run has as many points.
-            assert answer == "killed" or (scenario.detaches and not answer), where(moment, passed)
-            if world.records() == began:
-                # Not admitted. A probe of the share may leave its empty file, which the next one takes away.
-                assert world.seen(hidden=False) == before, f"{where(moment, passed)}: done, not recorded"
-                assert world.end_of(world.run(DeadlyPoints())) == "", where(moment, passed)
-            assert world.resume() == "", where(moment, passed)
-            assert world.seen() == after, where(moment, passed)
-            world.check_content()
-    covered = Figures(SWEEP, f"{scenario}, voldrivers killed", killed, 2 * len(passed))
-    sweeps.count(request, covered)
+    covered = Sweep(scenario, ram_path).kill_voldrivers(chosen(rng, tier, _SAMPLES[tier]))
+    sweeps.count(request, Figures(SWEEP, f"{scenario}, voldrivers killed", *covered))
 
 
 @pytest.mark.parametrize("scenario", IN_USE, ids=str)
 def test_when_qemu_is_killed_at_a_point_the_records_tell_the_truth(
-    scenario: Scenario, ram_path: Path, moments: Moments, request: pytest.FixtureRequest
+    scenario: Scenario, ram_path: Path, rng: random.Random, tier: str, request: pytest.FixtureRequest
 ) -> None:
-    _, _, passed = undisturbed(scenario, ram_path / "u")
-    chosen = moments.of(passed)
-    for moment in chosen:
-        with prepared(scenario, ram_path / str(moment)) as world:
-            world.end_of(world.run(DeadlyPoints(moment, victim=world.guests[0].pid)))
-            try:
-                check_truth(world)
-            except AssertionError as error:
-                raise AssertionError(where(moment, passed)) from error
-    covered = Figures(SWEEP, f"{scenario}, QEMU killed", len(chosen), 2 * len(passed))
-    sweeps.count(request, covered)
+    covered = Sweep(scenario, ram_path).kill_qemu(chosen(rng, tier, _SAMPLES[tier]), check_truth)
+    sweeps.count(request, Figures(SWEEP, f"{scenario}, QEMU killed", *covered))
 
 
 def check_truth(world: World) -> None:
@@ -175,25 +118,11 @@ def check_truth(world: World) -> None:
 def test_killed_at_any_moment(
     scenario: Scenario, ram_path: Path, rng: random.Random, tier: str, victim: str
 ) -> None:
-    """Between the points too: inside a program, a command, a write of the records."""
-    before, after, _ = undisturbed(scenario, ram_path / "u")
-    for n in range({"quick": 1, "ci": 4, "full": 100}[tier]):
-        delay_s = rng.uniform(0, 0.15)
-        with prepared(scenario, ram_path / str(n)) as world:
-            child = world.run(DeadlyPoints())
-            time.sleep(delay_s)  # no waiting for anything: this is the moment
-            if victim == "QEMU":
-                end(world.guests[0].pid)
-                world.end_of(child)
-                check_truth(world)
-            else:
-                child.kill()
-                world.end_of(child)
-                assert world.resume() == "", f"after {delay_s} s"
-                # Killed while it probed the share, before the admission, it may leave the probe's file.
-                not_admitted = world.seen(hidden=False) == before
-                assert not_admitted or world.seen() == after, f"after {delay_s} s"
-                world.check_content()
+    delays_s = [rng.uniform(0, 0.15) for _ in range({"quick": 1, "ci": 4, "full": 100}[tier])]
+    if victim == "QEMU":
+        Sweep(scenario, ram_path).kill_qemu_after(delays_s, check_truth)
+    else:
+        Sweep(scenario, ram_path).kill_voldrivers_after(delays_s)
 
 
 # with a program that outlives its parent
@@ -273,7 +202,7 @@ WITH_PROGRAMS = [
 def test_a_program_that_outlives_its_parent_is_waited_for(
     scenario: Scenario, number: int, ram_path: Path, slow_programs: SlowPrograms
 ) -> None:
-    _, after, _ = undisturbed(scenario, ram_path / "u")
+    _, after, _ = Sweep(scenario, ram_path).undisturbed()
     with prepared(scenario, ram_path / "k") as world:
         orphan = kill_beside(world, slow_programs, number)
         records = world.records()
@@ -295,8 +224,8 @@ def test_a_program_that_outlives_its_parent_and_hangs_is_ended(
     slow_programs: SlowPrograms,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("voldrivers.extend.engine._ORPHAN_S", 0.3)
-    _, after, _ = undisturbed(scenario, ram_path / "u")
+    monkeypatch.setattr("voldrivers.extend.resuming.ORPHAN_S", 0.3)
+    _, after, _ = Sweep(scenario, ram_path).undisturbed()
     with prepared(scenario, ram_path / "k") as world:
         orphan = kill_beside(world, slow_programs, number)
         resuming = Child(world.resume_here)
@@ -314,7 +243,7 @@ def test_one_at_work_is_left_alone_by_all_others(
     act: str, ram_path: Path, slow_programs: SlowPrograms
 ) -> None:
     scenario = Scenario("extend raw, available", extend, guests=0)
-    _, after, _ = undisturbed(scenario, ram_path / "u")
+    _, after, _ = Sweep(scenario, ram_path).undisturbed()
     with prepared(scenario, ram_path / "k") as world:
         slow_programs.hold(1)
         child = world.run(DeadlyPoints())

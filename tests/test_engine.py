@@ -29,6 +29,7 @@ from voldrivers.errors import (
     NotSupported,
 )
 from voldrivers.extend import Engine, Progress
+from voldrivers.extend.carrying import admit
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
 from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Phase, Volume, VolumeStatus
 from voldrivers.sizes import LARGEST_BYTES, MiB, TiB
@@ -640,7 +641,7 @@ def test_a_changed_attachment_voids_the_admission(world: World, engine: Engine) 
     engine.detach("v")
     engine.attach("v", "a", "vm")
     with pytest.raises(InvalidState, match="volume v is being attached or detached"):
-        engine._admit(volume, plan)  # as if the lock had not been there
+        admit(engine.site, volume, plan)  # as if the lock had not been there
     assert engine.volume("v").status is VolumeStatus.IN_USE
 
 

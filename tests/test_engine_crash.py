@@ -13,14 +13,17 @@ from sweeps import Figures
 
 from voldrivers.errors import BackendError, InvalidState, VolDriverError
 from voldrivers.extend import Engine
-from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
+from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost, MemoryImage
 from voldrivers.model import Attachment, AttachmentState, ConnectionInfo, Extend, ExtendReply, Volume
 from voldrivers.sizes import MiB
 
 SMALL, LARGE = 8 * MiB, 16 * MiB
 _SAMPLES = {"quick": 5, "ci": 50}
 #: Operations that fail and are undone: their end is their beginning.
-_UNDONE = {"attach, the guest refuses", "attach, the device does not come", "detach, the guest keeps it"}
+_UNDONE = {
+    *("attach, the guest refuses", "attach, the device does not come", "detach, the guest keeps it"),
+    *("snapshot, no room", "snapshot, not switched", "clone, no room"),
+}
 
 
 class GenerousDriver(MemoryDriver):
@@ -44,6 +47,13 @@ class KeepingHost(MemoryHost):
 
     def unplug(self, volume: Volume, attachment: Attachment) -> None:
         raise InvalidState(f"instance {attachment.place}", "using the device", "done with it")
+
+
+class UnswitchedHost(MemoryHost):
+    """Its hypervisor refuses to write elsewhere."""
+
+    def switch(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        raise BackendError(f"instance {attachment.place}", "it keeps what it has")
 
 
 class LyingHost(MemoryHost):
@@ -209,6 +219,43 @@ def begin_both_detaches(engine: Engine, world: World) -> None:
         engine.store.update_attachment(replace(attachment, state=AttachmentState.DETACHING))
 
 
+def write(engine: Engine, world: World, name: str = "v") -> None:
+    for offset_bytes in (0, MiB):
+        world.array.write(engine.volume(name).id, offset_bytes, f"{offset_bytes} of {name}")
+
+
+def snapshotted(engine: Engine, world: World) -> None:
+    create(engine)
+    write(engine, world)
+    engine.create_snapshot("v", "first")
+    engine.extend("v", LARGE)
+
+
+def snapshotted_twice(engine: Engine, world: World) -> None:
+    snapshotted(engine, world)
+    world.array.write(engine.volume("v").id, 0, "later")
+    engine.create_snapshot("v", "second")
+    engine.attach("v", "a", "vm")
+
+
+def foreign(_engine: Engine, world: World) -> None:
+    world.array.foreign["old"] = MemoryImage(SMALL, {0: "old"})
+
+
+def manage(engine: Engine, *_world: World) -> None:
+    engine.manage_volume("v", "old")
+
+
+def managed(engine: Engine, world: World) -> None:
+    foreign(engine, world)
+    manage(engine)
+
+
+def fill(engine: Engine, world: World) -> None:
+    attach(engine)
+    world.array.capacity_bytes = SMALL
+
+
 def force_then_resume(engine: Engine) -> None:
     engine.detach("v", "b", force=True)
     engine.resume()
@@ -285,6 +332,25 @@ SCENARIOS = [
     Scenario("resume two detaches from one host", resume, begin_both_detaches, admission=0),
     Scenario("detach a lost host by force and go on", force_then_resume, admit_then_lose_host),
     Scenario("repair a layer", lambda e: e.repair("v"), lag),
+    Scenario("snapshot", lambda e: e.create_snapshot("v", "s"), create),
+    Scenario("snapshot in use", lambda e: e.create_snapshot("v", "s"), attach),
+    Scenario("snapshot of a file in use", lambda e: e.create_snapshot("v", "s"), attach, FILE),
+    Scenario("snapshot of a file in use on two", lambda e: e.create_snapshot("v", "s"), attach_twice, FILE),
+    Scenario("snapshot of a file, instance stopped", lambda e: e.create_snapshot("v", "s"), stop, FILE),
+    Scenario("snapshot, no room", lambda e: e.create_snapshot("v", "s"), fill, FILE),
+    Scenario("snapshot, not switched", lambda e: e.create_snapshot("v", "s"), attach, FILE, UnswitchedHost),
+    Scenario("delete a snapshot", lambda e: e.delete_snapshot("first"), snapshotted),
+    Scenario("delete a snapshot in use", lambda e: e.delete_snapshot("first"), snapshotted_twice),
+    Scenario("delete a snapshot of a file", lambda e: e.delete_snapshot("first"), snapshotted_twice, FILE),
+    Scenario("revert", lambda e: e.revert_to_snapshot("first"), snapshotted),
+    Scenario("revert a file", lambda e: e.revert_to_snapshot("first"), snapshotted, FILE),
+    Scenario("clone", lambda e: e.clone_volume("w", "v"), snapshotted_twice),
+    Scenario("clone a snapshot, larger", lambda e: e.clone_volume("w", None, "first", LARGE), snapshotted),
+    Scenario("clone, no room", lambda e: e.clone_volume("w", "v"), fill),
+    Scenario("manage", manage, foreign),
+    Scenario("unmanage", lambda e: e.unmanage_volume("v"), managed),
+    Scenario("extend with snapshots", lambda e: e.extend("v", 2 * LARGE), snapshotted_twice),
+    Scenario("extend a file with snapshots", lambda e: e.extend("v", 2 * LARGE), snapshotted_twice, FILE),
     Scenario("cancelled before growth", resume, admit_then_cancel),
     Scenario("cancelled before growth of a file", resume, admit_then_cancel, FILE),
     Scenario("cancelled after growth", resume, lose_answer_then_cancel, FILE),
@@ -298,7 +364,8 @@ def named(scenario: Scenario) -> str:
 @pytest.fixture(autouse=True)
 def no_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for none in /proc, which took a quarter of the time: nothing in RAM runs a program."""
-    monkeypatch.setattr("voldrivers.extend.engine.end_orphans", lambda _volume_id, timeout_s: None)
+    for module in ("engine", "resuming"):
+        monkeypatch.setattr(f"voldrivers.extend.{module}.end_orphans", lambda _volume_id, timeout_s: None)
 
 
 @pytest.fixture

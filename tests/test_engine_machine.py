@@ -110,7 +110,7 @@ extending = faults(
 #: These calls undo what could not be finished.
 UNDOING = {
     *("driver.delete_volume", "host.unplug", "host.disconnect", "driver.terminate_connection"),
-    "host.connector",
+    *("host.connector", "driver.delete_snapshot"),
 }
 hints = st.sampled_from(["cancel", "cancel", "completion", "earlier", "later", ""])
 #: What the world does meanwhile.
@@ -198,6 +198,7 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         """Give it more room, finish everything, take everything away: nothing is left anywhere."""
         self.world.array.capacity_bytes *= 100
         self.finish()
+        self.take_copies_away()
         for name, known in list(self.known.items()):
             # One without an instance cannot be named while its host has others.
             for host, instance in sorted(known.places, key=lambda place: place[1] is None):
@@ -206,6 +207,13 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         assert self.known == {}
         assert self.world.sizes() == {}
         self.nothing_is_left_behind()
+
+    def take_copies_away(self) -> None:
+        """Remove what would keep a volume from being deleted."""
+
+    def note_new(self, volume: Volume) -> None:
+        """Tell the model of a volume that was made otherwise than by `create`."""
+        self.known[volume.name] = Known(volume.id, volume.backend, volume.multi_attach, volume.size_bytes)
 
     # --- rules: creating, deleting
 
@@ -265,7 +273,9 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         if before is None:
             refusals.add(NotFound)
         elif (
-            before.status not in (VolumeStatus.AVAILABLE, VolumeStatus.ERROR_EXTENDING) or before.attachments
+            before.status not in (VolumeStatus.AVAILABLE, VolumeStatus.ERROR_EXTENDING)
+            or before.attachments
+            or before.snapshots
         ):
             refusals.add(InvalidState)
         _, error = self.attempt(lambda: self.engine.delete_volume(name), fault, refusals)
@@ -879,7 +889,9 @@ class EngineMachine(stateful.RuleBasedStateMachine):
     def everything(self, without: str = "") -> object:
         """All that an operation could change, inside and outside."""
         database = self.engine.store.database
-        tables = [t for t in ("volumes", "attachments", "extends", "messages", "hints") if t != without]
+        tables = [
+            t for t in ("volumes", "snapshots", "attachments", "extends", "messages", "hints") if t != without
+        ]
         rows = [
             [tuple(row) for row in database.all(f"SELECT * FROM {table} ORDER BY rowid")] for table in tables
         ]
@@ -943,4 +955,4 @@ def follow(volume: Volume) -> set[VolumeStatus]:
 
 
 TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(max_examples=100 + settings().max_examples, stateful_step_count=30)
+TestEngineMachine.settings = settings(max_examples=50 + settings().max_examples, stateful_step_count=30)

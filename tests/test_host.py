@@ -107,17 +107,21 @@ def make_image(path: Path, image_format: str, *options: str) -> Path:
     return path
 
 
-def connected(host: LocalHost, monitor: Path | None, path: Path, image_format: str) -> Attachment:
-    info = ConnectionInfo("file", {"path": str(path), "format": image_format})
+def connected(
+    host: LocalHost, monitor: Path | None, path: Path, image_format: str, **layers: str
+) -> Attachment:
+    info = ConnectionInfo("file", {"path": str(path), "format": image_format, **layers})
     wanted = Attachment("a1", VOLUME_ID, "here", monitor=str(monitor) if monitor else None)
     attachment = replace(host.find_instance(wanted), connection_info=info)
     volume = Volume(VOLUME_ID, "v", "b", MiB, attachments=(attachment,))
     return replace(attachment, device_path=host.connect(volume, attachment, info))
 
 
-def plug(guest: Machine, path: Path, image_format: str = "raw", *, multi_attach: bool = False) -> Plugged:
+def plug(
+    guest: Machine, path: Path, image_format: str = "raw", *, multi_attach: bool = False, **layers: str
+) -> Plugged:
     host = local()
-    attachment = connected(host, guest.qmp_socket, path, image_format)
+    attachment = connected(host, guest.qmp_socket, path, image_format, **layers)
     volume = Volume(VOLUME_ID, "v", "b", MiB, attachments=(attachment,), multi_attach=multi_attach)
     host.plug(volume, attachment)
     return Plugged(guest, host, volume, attachment)
@@ -212,10 +216,38 @@ def test_a_plug_that_was_killed_half_way_is_finished(guest: DeviceGuest) -> None
     assert half.shown_bytes() == MiB
 
 
-def node_name(plugged: Plugged) -> str:
-    from voldrivers.host.blocknode import disk_id
+def test_layers_are_those_that_are_given_and_no_header_is_followed(guest: DeviceGuest) -> None:
+    base, secret = guest.directory / "base", guest.directory / "secret"
+    base.write_bytes(b"B" * MiB)
+    secret.write_bytes(b"S" * MiB)
+    over = make_image(guest.directory / "over", "qcow2", "-u", "-b", str(secret), "-F", "raw")
+    layers = json.dumps([["base", "raw"]])
+    info = ConnectionInfo("file", {"path": str(over), "format": "qcow2", "layers": layers})
+    host = local()
+    attachment = replace(connected(host, guest.qmp_socket, over, "qcow2"), connection_info=info)
+    volume = Volume(VOLUME_ID, "v", "b", MiB, attachments=(attachment,))
+    host.plug(volume, attachment)
+    assert guest.disk(VOLUME_ID).read(0) == b"B" * 512
+    host.check_extend(volume, attachment)
+    host.assist_extend(volume, attachment, extend_to(2 * MiB))
+    assert guest.disk(VOLUME_ID).read(2 * MiB // 512 - 1) == bytes(512)
+    unplug_with_guest(Plugged(guest, host, volume, attachment))
+    process.run(["qemu-img", "resize", "-q", "-f", "raw", str(base), str(2 * MiB)], timeout_s=20)
 
-    return disk_id(plugged.volume.id)
+
+@pytest.mark.parametrize("layers", ["", "{", '["a"]', '[["../a", "raw"]]', '[["a/b", "raw"]]', "[[1]]"])
+def test_layers_lead_nowhere_else(guest: DeviceGuest, layers: str) -> None:
+    path = make_image(guest.directory / "v.qcow2", "qcow2")
+    info = ConnectionInfo("file", {"path": str(path), "format": "qcow2", "layers": layers})
+    attachment = replace(connected(local(), guest.qmp_socket, path, "qcow2"), connection_info=info)
+    with pytest.raises(InvalidInput):
+        local().plug(Volume(VOLUME_ID, "v", "b", MiB, attachments=(attachment,)), attachment)
+
+
+def node_name(plugged: Plugged) -> str:
+    from voldrivers.host import blocknode
+
+    return blocknode.node_name(plugged.volume.id, plugged.path)
 
 
 def unplug_with_guest(plugged: Plugged) -> None:
@@ -426,7 +458,7 @@ def test_a_stream_job_in_the_way_is_named(ram_path: Path, guest: DeviceGuest) ->
     base = make_image(ram_path / "base.raw", "raw")
     base.write_bytes(os.urandom(MiB))
     over = make_image(ram_path / "v.qcow2", "qcow2", "-b", str(base), "-F", "raw")
-    streaming = plug(guest, over, "qcow2")
+    streaming = plug(guest, over, "qcow2", layers=json.dumps([[base.name, "raw"]]))
     guest.execute("block-stream", {"job-id": "job0", "device": node_name(streaming), "speed": 1})
     for act in (streaming.check, lambda: streaming.assist(2 * MiB)):
         with pytest.raises(InvalidState, match="in use by stream job job0"):

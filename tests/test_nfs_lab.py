@@ -116,11 +116,12 @@ def test_a_server_that_was_reset_keeps_what_was_extended(operator: Operator) -> 
     operator.check(2 * LARGE)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("cause", "cure", "code"),
     [
         pytest.param("nfs-fill", "nfs-free", 7, id="full"),
-        pytest.param("nfs-read-only", "nfs-writable", 5, id="read-only", marks=pytest.mark.full),
+        pytest.param("nfs-read-only", "nfs-writable", 5, id="read-only"),
     ],
 )
 def test_a_share_that_takes_nothing_is_refused_and_works_again(
@@ -136,6 +137,7 @@ def test_a_share_that_takes_nothing_is_refused_and_works_again(
     operator.check(LARGE)
 
 
+@pytest.mark.full
 def test_a_volume_whose_qemu_has_ended_grows_where_the_lock_proves_it(operator: Operator) -> None:
     operator.attach()
     shell(operator.lab, "compute", "kill -9 $(cat /run/vm.pid)")

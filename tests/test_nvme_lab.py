@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from labs import CHECKOUT, inside, shell
+from labs import inside, run_tests, shell
 from lvmsite import NAME, SIZE, STEP, Controller
 
 from voldrivers import process
 from voldrivers.errors import CommandFailed
 from voldrivers.guests.verified import DiskReport, read_report
-from voldrivers.lab import levers, prepared, project
+from voldrivers.lab import levers, prepared
 from voldrivers.lab.lab import Lab
 from voldrivers.lvm.nvmeexport import NVMeExports
 from voldrivers.model import Connector
@@ -55,16 +55,10 @@ def states(lab: Lab) -> list[str]:
     return shell(lab, "compute", _STATES).split()
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1000)
 def test_exports_on_a_real_nvmet(two_hosts: Lab) -> None:
-    two_hosts.bring_project("storage", CHECKOUT)
-    environment = {**project.ENVIRONMENT, "VOLDRIVERS_TEST_EACH": "3", "CI": "true"}
-    more = ["-o", "timeout=280", "-o", "faulthandler_timeout=280", "--rootdir=/project"]
-    argv = ["python3", "-m", "pytest", "-q", "-rP", "-p", "no:cacheprovider", *more]
-    argv.append("/project/tests/inside/nvmet_target.py")
-    try:
-        print(two_hosts.machine("storage").channel.run(argv, timeout_s=280, env=environment).stdout)
-    except CommandFailed as error:
-        pytest.fail(error.reason)
+    run_tests(two_hosts, "storage", "nvmet_target.py", timeout_s=900)
 
 
 def test_a_host_that_is_fenced_stays_out_and_the_others_come_back(two_hosts: Lab) -> None:

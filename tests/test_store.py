@@ -33,6 +33,7 @@ from voldrivers.model import (
     Connector,
     Extend,
     Phase,
+    Source,
     Volume,
     VolumeStatus,
 )
@@ -343,21 +344,25 @@ def test_attachments_of_the_first_schema_are_kept(ram_path: Path, monkeypatch: p
     with monkeypatch.context() as old:
         old.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
         with closing(Store(path)) as first:
-            first.add_volume(VOLUME, {})
-            first.volume_created(VOLUME, "", 8 * MiB)
-            statement = (
+            volume = (
+                "INSERT INTO volumes (id, name, backend, size_bytes, status, options)"
+                " VALUES ('id-of-v', 'v', 'ram', 8388608, 'in-use', '{}')"
+            )
+            attachment = (
                 "INSERT INTO attachments"
                 " (id, volume_id, host, instance, monitor, state, protocol, properties) VALUES"
                 " ('a1', 'id-of-v', 'a', 'vm', '/run/vm.qmp', 'attached', 'file', '{\"path\": \"/x\"}')"
             )
             with first.database.transaction():
-                first.database.change(statement, ())
+                first.database.change(volume, ())
+                first.database.change(attachment, ())
     with closing(Store(path)) as newer:
-        (attachment,) = newer.volume("v").attachments
-        assert (attachment.connector, attachment.connection_info) == (None, CONNECTED.connection_info)
-        known = replace(attachment, connector=CONNECTOR)
+        (kept,) = newer.volume("v").attachments
+        assert (kept.connector, kept.connection_info) == (None, CONNECTED.connection_info)
+        known = replace(kept, connector=CONNECTOR)
         newer.update_attachment(known)
         assert newer.volume("v").attachments == (known,)
+        assert (newer.volume("v").snapshots, newer.source(newer.volume("v"))) == ((), Source())
 
 
 def test_a_migration_that_fails_changes_nothing(
@@ -620,7 +625,7 @@ def test_a_removed_volume_takes_everything_along(store: Store) -> None:
         store.volume("v")
 
 
-def test_a_listing_takes_two_queries_however_many_there_are(
+def test_a_listing_takes_three_queries_however_many_there_are(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(50):
@@ -637,7 +642,7 @@ def test_a_listing_takes_two_queries_however_many_there_are(
 
     monkeypatch.setattr(store.database, "all", counted)
     assert sum(len(volume.attachments) for volume in store.volumes()) == 50
-    assert len(queries) == 2
+    assert len(queries) == 3
 
 
 # --- several processes

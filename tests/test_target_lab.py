@@ -84,13 +84,13 @@ def log_in(lab: Lab, user: str, secret: str, portal: str = "10.77.1.1") -> str:
 
 
 def test_the_target_on_a_real_lio(two_hosts: Lab) -> None:
-    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=280, VOLDRIVERS_TEST_EACH="12")
+    run_tests(two_hosts, "storage", "lio_target.py", "-k", "not killed_anywhere", timeout_s=280)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1300)
 def test_the_target_killed_at_every_change(two_hosts: Lab) -> None:
-    run_tests(two_hosts, "storage", "lio_target.py", timeout_s=1200, VOLDRIVERS_TEST_EACH="1")
+    run_tests(two_hosts, "storage", "lio_target.py", "-k", "killed_anywhere", timeout_s=1200)
 
 
 def test_an_initiator_with_the_secret_gets_in_and_no_other(two_hosts: Lab) -> None:
@@ -132,7 +132,8 @@ def power_cut(lab: Lab, machine: str) -> None:
     levers.power_on(lab, machine)
 
 
-@pytest.mark.parametrize("lever", [pytest.param(levers.reset, marks=pytest.mark.full), power_cut])
+@pytest.mark.full
+@pytest.mark.parametrize("lever", [levers.reset, power_cut])
 def test_an_export_is_there_after(two_hosts: Lab, lever: Callable[[Lab, str], None]) -> None:
     inside(two_hosts, "storage", export)
     lever(two_hosts, "storage")

@@ -34,7 +34,7 @@ CHECKOUT = ROOT.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("sizes", "errors"),
     ("capabilities", "options", "model"),
-    ("base",),
+    ("abilities", "base"),
     ("process", "locks", "mounts", "filesystem", "sysfs", "brick", "plugins", "config", "registry", "memory"),
     ("lvm", "nfs", "host"),
     ("extend", "guests"),

@@ -3,7 +3,8 @@
 The public names. Importing this is light; what a driver needs is imported when it is used.
 """
 
-from voldrivers.base import Driver, GrownByHypervisor, Host
+from voldrivers.abilities import Clones, GrownByHypervisor, Manages, Merge, Reverts, Snapshots, Taken
+from voldrivers.base import Driver, Host
 from voldrivers.capabilities import Capabilities, Condition, InUseExtend
 from voldrivers.errors import (
     BackendError,
@@ -26,6 +27,8 @@ from voldrivers.model import (
     LedgerRow,
     Phase,
     Pool,
+    Snapshot,
+    SnapshotStatus,
     Volume,
     VolumeStatus,
 )
@@ -36,6 +39,7 @@ __all__ = [
     "Attachment",
     "BackendError",
     "Capabilities",
+    "Clones",
     "CommandFailed",
     "Condition",
     "ConnectionInfo",
@@ -50,13 +54,20 @@ __all__ = [
     "InvalidSize",
     "InvalidState",
     "LedgerRow",
+    "Manages",
+    "Merge",
     "NoSpace",
     "NotFound",
     "NotSupported",
     "OutcomeUnknown",
     "Phase",
     "Pool",
+    "Reverts",
     "SizeRule",
+    "Snapshot",
+    "SnapshotStatus",
+    "Snapshots",
+    "Taken",
     "VolDriverError",
     "Volume",
     "VolumeStatus",

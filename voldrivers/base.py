@@ -1,17 +1,18 @@
 """The two interfaces: `Driver` is one backend, `Host` one machine where volumes are attached.
 
-Small interfaces beside `Driver` carry further abilities. Every method may be called again with the
-same arguments, after a crash too: look first, then act.
+Small interfaces beside `Driver` carry further abilities: see `voldrivers.abilities`. Every method may be
+called again with the same arguments, after a crash too: look first, then act.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from voldrivers.capabilities import Capabilities, InUseExtend
-from voldrivers.errors import InvalidSize
+from voldrivers.abilities import INTERFACES
+from voldrivers.capabilities import Capabilities
+from voldrivers.errors import InvalidSize, NotSupported
 from voldrivers.model import (
     Attachment,
     ConnectionInfo,
@@ -26,6 +27,8 @@ from voldrivers.model import (
 )
 from voldrivers.options import NoOptions
 from voldrivers.sizes import SizeRule, format_size
+
+Ability = TypeVar("Ability")
 
 
 @dataclass(frozen=True)
@@ -144,24 +147,6 @@ class Driver(ABC):
         return (LedgerRow("backend", self.name, self.volume_size(volume), expected_bytes),)
 
 
-class GrownByHypervisor(ABC):
-    """Beside `Driver`: what `InUseExtend.BY_HYPERVISOR` needs."""
-
-    @abstractmethod
-    def probe_locks(self, volume: Volume) -> None:
-        """Prove that nobody holds the volume's file and that locks on its share mean something.
-
-        Called before `extend_volume` for an attached volume whose instances are proved to have
-        stopped. Raises InvalidState when the proof fails; then nothing may grow.
-        """
-
-
-#: Capability, value, and the interface that a class declaring it must implement.
-INTERFACES: tuple[tuple[str, object, type], ...] = (
-    ("in_use_extend", InUseExtend.BY_HYPERVISOR, GrownByHypervisor),
-)
-
-
 class Host(ABC):
     """One machine where volumes are attached: its kernel and its hypervisors.
 
@@ -255,6 +240,14 @@ class Host(ABC):
 
         The fence before a roll-back. Raises OutcomeUnknown when that cannot be said.
         """
+
+
+def able(driver: Driver, interface: type[Ability], subject: str) -> Ability:
+    """Give a driver as the interface of a capability that it declares. Raises NotSupported with `subject`."""
+    capability = next(name for name, _, needed in INTERFACES if needed is interface)
+    if not driver.capabilities.declares(capability) or not isinstance(driver, interface):
+        raise NotSupported(subject, f"backend {driver.name} does not declare the capability {capability}")
+    return driver
 
 
 def round_size(driver: Driver, subject: str, requested_bytes: int, current_bytes: int | None = None) -> int:

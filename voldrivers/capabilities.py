@@ -31,6 +31,10 @@ class Capabilities:
 
     in_use_extend: InUseExtend = InUseExtend.NO
     multi_attach: bool = False
+    snapshots: bool = False
+    revert: bool = False
+    clones: bool = False
+    manage: bool = False
     conditions: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:

@@ -19,11 +19,14 @@ class VolumeStatus(StrEnum):
 
     CREATING = "creating"
     AVAILABLE = "available"
+    MANAGING = "managing"
     ATTACHING = "attaching"
     IN_USE = "in-use"
     DETACHING = "detaching"
     EXTENDING = "extending"
     ERROR_EXTENDING = "error_extending"
+    REVERTING = "reverting"
+    UNMANAGING = "unmanaging"
     DELETING = "deleting"
 
 
@@ -68,6 +71,15 @@ class AttachmentState(StrEnum):
     ATTACHED = "attached"
     DETACHING = "detaching"
     FORGETTING = "forgetting"
+
+
+class SnapshotStatus(StrEnum):
+    """The public status of a snapshot; all but AVAILABLE are ended by `resume`. RESTORING: reverted to."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    RESTORING = "restoring"
+    DELETING = "deleting"
 
 
 class InstanceState(StrEnum):
@@ -153,13 +165,42 @@ class Attachment:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A volume as it was at one moment, with its size then; `provider_data` is its driver's."""
+
+    id: str
+    name: str
+    volume_id: str
+    size_bytes: int
+    status: SnapshotStatus = SnapshotStatus.CREATING
+    provider_data: str = ""
+
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return f"snapshot {self.name}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the content of a new volume comes from: another volume, its snapshot, or what is there already.
+
+    `reference` is the driver's name for something on its backend that is to become a volume.
+    """
+
+    volume_id: str | None = None
+    snapshot_id: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
 class Volume:
     """A volume as everybody but the array sees it.
 
     `size_bytes` is the published size; it moves when an extend completes. `backend_bytes` is what
     was last observed on the backend; capacity and the next extend use it. `extend_new_size_bytes`
     is the target while the hypervisor must grow the volume, the `extend_new_size` of the
-    specifications. `provider_data` belongs to the driver.
+    specifications. `provider_data` belongs to the driver. `snapshots` are its own, oldest first.
     """
 
     id: str
@@ -171,6 +212,7 @@ class Volume:
     multi_attach: bool = False
     provider_data: str = ""
     attachments: tuple[Attachment, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
     extend_new_size_bytes: int | None = None
 
     @property
@@ -259,23 +301,23 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, kind: str = "volume") -> None:
     """Refuse a name that could be taken for an option, a path or another name.
 
     Raises InvalidInput. Letters and digits of any script, then also `. _ + @ : = -`, at most 128.
     """
     if not _NAME.fullmatch(name) or not unicodedata.is_normalized("NFC", name):
         raise InvalidInput(
-            f"volume name {_shortened(name)}",
+            f"{kind} name {_shortened(name)}",
             "must start with a letter or digit and hold at most 128 letters, digits and . _ + @ : = -",
         )
 
 
-def check_id(volume_id: str) -> None:
+def check_id(given: str, kind: str = "volume") -> None:
     """Refuse an id that could not stand in a file name. Raises InvalidInput."""
-    if not _ID.fullmatch(volume_id):
+    if not _ID.fullmatch(given):
         needed = "must be at most 64 letters, digits, - and _"
-        raise InvalidInput(f"volume id {_shortened(volume_id)}", needed)
+        raise InvalidInput(f"{kind} id {_shortened(given)}", needed)
 
 
 def _shortened(text: str) -> str:

@@ -10,21 +10,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from crashing import CountedStore, Points, counted
 
+from inside import written
 from voldrivers import process, registry
 from voldrivers.base import Completed
-from voldrivers.errors import CommandFailed, NotFound, VolDriverError
+from voldrivers.errors import CommandFailed, VolDriverError
 from voldrivers.extend import Engine, Site
+from voldrivers.host.qmp import Monitor
 from voldrivers.model import Extend
 
 CONFIG = Path("/etc/voldrivers/voldrivers.toml")
 PAUSED, GO_ON, PASSED = Path("/run/lab/paused"), Path("/run/lab/go-on"), Path("/run/lab/points")
+GUEST = Path("/run/lab/guest.qmp")
 NAME = "attached"
 
 
@@ -105,9 +107,9 @@ def resume(**disturbance: Any) -> list[str]:  # Any: as above
         return [str(resumed.error) for resumed in engine.resume() if resumed.error is not None]
 
 
-def attach(name: str = NAME, **place: str) -> str:
+def attach(name: str = NAME, monitor: str | None = None, **place: str) -> str:
     with _engine() as engine:
-        return engine.attach(name, **place).place  # type: ignore[arg-type]  # texts, from JSON
+        return engine.attach(name, monitor=Path(monitor) if monitor else None, **place).place
 
 
 def detach(name: str = NAME, *, force: bool = False, **place: str) -> None:
@@ -125,6 +127,42 @@ def delete(name: str) -> None:
         engine.delete_volume(name)
 
 
+def take_snapshot(snapshot: str, name: str = NAME, **disturbance: Any) -> str:  # Any: as above
+    with _engine(**disturbance) as engine:
+        return engine.create_snapshot(name, snapshot).id
+
+
+def delete_snapshot(snapshot: str, **disturbance: Any) -> None:  # Any: as above
+    with _engine(**disturbance) as engine:
+        engine.delete_snapshot(snapshot)
+
+
+def revert(snapshot: str) -> int:
+    with _engine() as engine:
+        return engine.revert_to_snapshot(snapshot).size_bytes
+
+
+def clone(name: str, **source: Any) -> str:  # Any: as above
+    with _engine() as engine:
+        return engine.clone_volume(name, **source).id
+
+
+def manage(name: str, reference: str) -> int:
+    with _engine() as engine:
+        return engine.manage_volume(name, reference).size_bytes
+
+
+def unmanage(name: str) -> str:
+    with _engine() as engine:
+        return engine.unmanage_volume(name)
+
+
+def snapshots(name: str = NAME) -> dict[str, dict[str, Any]]:  # Any: as above
+    """Give the snapshots of a volume by their names, oldest first."""
+    with _engine() as engine:
+        return {each.name: asdict(each) for each in engine.volume(name).snapshots}
+
+
 def volume(name: str = NAME) -> dict[str, Any]:  # Any: as above
     """Give status, sizes and the last message."""
     with _engine() as engine:
@@ -139,9 +177,41 @@ def ledger(name: str = NAME) -> list[dict[str, Any]]:  # Any: as above
         return [asdict(row) | {"agrees": row.agrees} for row in engine.ledger(name)]
 
 
+def contents(path: str, *, direct: bool = True) -> dict[int, list[str]]:
+    """Read a file or device: see `written.contents`."""
+    return written.contents(path, direct=direct)
+
+
+def nodes() -> list[str]:
+    """Give the jobs of the QEMU on this machine, and the kinds of its block nodes."""
+    with Monitor(GUEST) as guest:
+        jobs = [f"job {job['id']}" for job in guest.execute("query-jobs")]
+        return sorted(
+            jobs + [node["drv"] for node in guest.execute("query-named-block-nodes", {"flat": True})]
+        )
+
+
 def passed() -> list[str]:
     """Give the points that the last disturbed operation passed."""
     return PASSED.read_text().splitlines()
+
+
+def count_monitor(points: Points) -> None:
+    """Make all that this process asks of a QEMU a point."""
+    execute, enter = Monitor.execute, Monitor.__enter__
+
+    def counted_execute(self: Monitor, command: str, *arguments: Any) -> Any:  # Any: as of execute
+        if points.passed[-1:] == [f"QMP {command}"]:  # how often it looks until it sees something changes
+            return execute(self, command, *arguments)
+        with points.point(f"QMP {command}"):
+            return execute(self, command, *arguments)
+
+    def counted_enter(self: Monitor) -> Monitor:
+        with points.point("QMP connection"):
+            return enter(self)
+
+    for name, counted_method in (("execute", counted_execute), ("__enter__", counted_enter)):
+        setattr(Monitor, name, counted_method)
 
 
 def _engine(**disturbance: Any) -> Engine:  # Any: as above
@@ -153,6 +223,7 @@ def _engine(**disturbance: Any) -> Engine:  # Any: as above
         file.unlink(missing_ok=True)
     fault = Fault(**disturbance.pop("fault")) if disturbance.get("fault") else None
     points = Disturbed(fault=fault, **disturbance)
+    count_monitor(points)
     store = CountedStore(config.state_dir / "voldrivers.db", points)
     drivers = {n: counted(registry.make_driver(e, points.run), points) for n, e in config.backends.items()}
     hosts = {n: counted(registry.make_host(e, points.run), points) for n, e in config.hosts.items()}
@@ -195,8 +266,9 @@ def _done(request: dict[str, Any]) -> dict[str, Any]:  # Any: as above
 
 def main() -> None:
     """Serve until standard input ends."""
-    with suppress(NotFound):  # there may be no volume yet
-        ledger()  # what is imported late, too
+    with _engine() as engine:
+        for known in engine.volumes():
+            engine.ledger(known.name)  # what is imported late, too
     running: Request | None = None
     print(json.dumps({"answer": "ready"}), flush=True)
     for line in sys.stdin:

@@ -12,9 +12,8 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from inside.controller import PASSED, Disturbed
+from inside.controller import PASSED, Disturbed, count_monitor
 from voldrivers import cli, process, registry
 from voldrivers.api import wire
 from voldrivers.cli import agent
@@ -74,24 +73,8 @@ def main() -> None:
 
 def _count(points: Deadly) -> None:
     """Make every program of this process, and all that it asks of a QEMU, a point."""
-    execute, enter = Monitor.execute, Monitor.__enter__
-
-    def counted_execute(self: Monitor, command: str, *arguments: Any) -> Any:  # Any: as of execute
-        if points.passed[-1:] == [f"QMP {command}"]:  # how often it looks until it sees something changes
-            return execute(self, command, *arguments)
-        with points.point(f"QMP {command}"):
-            return execute(self, command, *arguments)
-
-    def counted_enter(self: Monitor) -> Monitor:
-        with points.point("QMP connection"):
-            return enter(self)
-
-    for thing, name, counted in (
-        (Monitor, "execute", counted_execute),
-        (Monitor, "__enter__", counted_enter),
-        (agent, "run", points.run),
-    ):
-        setattr(thing, name, counted)
+    count_monitor(points)
+    setattr(agent, "run", points.run)  # noqa: B010 - mypy allows no other way
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def driver(run: Run = process.run, group: str = "vg0", **options: object) -> LVM
     return LVMDriver("lvm", LVMOptions(group, target_ip_addresses="10.77.1.1", **options), run)  # type: ignore[arg-type] # by name
 
 
-def volume(number: int = 1, size_bytes: int = 64 * MiB) -> Volume:
+def volume(number: int = 1, size_bytes: int = 16 * MiB) -> Volume:
     return Volume(f"id-{number}", f"v{number}", "lvm", size_bytes)
 
 
@@ -55,7 +55,7 @@ def clean() -> Iterator[None]:
 
 @pytest.fixture
 def pool() -> str:
-    lvm("lvcreate", "--quiet", "--size", "256m", "--thinpool", "vg0-pool", "vg0")
+    lvm("lvcreate", "--quiet", "--size", "64m", "--thinpool", "vg0-pool", "vg0")
     return "vg0-pool"
 
 
@@ -68,20 +68,20 @@ def test_a_thick_volume_from_its_making_to_its_end() -> None:
     lvmdriver.create_volume(one, LVMVolumeOptions())
     lvmdriver.create_volume(one, LVMVolumeOptions())
     assert lvmdriver.list_volumes() == ["id-1"]
-    assert lvmdriver.volume_size(one) == 64 * MiB
+    assert lvmdriver.volume_size(one) == 16 * MiB
     with path(one).open("r+b") as open_device:  # it is in use all the time
         open_device.write(b"kept")
         open_device.flush()
-        lvmdriver.check_extend(one, 96 * MiB)
+        lvmdriver.check_extend(one, 24 * MiB)
         for _ in range(2):
-            assert lvmdriver.extend_volume(one, 96 * MiB) is ExtendReply.EXTENDED
-        assert lvmdriver.extend_volume(one, 64 * MiB) is ExtendReply.EXTENDED, "never smaller"
-        assert os.lseek(open_device.fileno(), 0, os.SEEK_END) == 96 * MiB
+            assert lvmdriver.extend_volume(one, 24 * MiB) is ExtendReply.EXTENDED
+        assert lvmdriver.extend_volume(one, 16 * MiB) is ExtendReply.EXTENDED, "never smaller"
+        assert os.lseek(open_device.fileno(), 0, os.SEEK_END) == 24 * MiB
         with pytest.raises(InvalidState, match="is open, must be closed"):
             lvmdriver.delete_volume(one)
     with path(one).open("rb") as device:
         assert device.read(4) == b"kept"
-    assert lvmdriver.ledger_rows(one, 96 * MiB)[0].agrees
+    assert lvmdriver.ledger_rows(one, 24 * MiB)[0].agrees
     for _ in range(2):
         lvmdriver.delete_volume(one)
     assert lvmdriver.list_volumes() == []
@@ -90,13 +90,13 @@ def test_a_thick_volume_from_its_making_to_its_end() -> None:
 
 
 def test_a_thin_volume_grows_without_room(pool: str) -> None:
-    lvmdriver, one = driver(), volume(size_bytes=64 * MiB)
+    lvmdriver, one = driver(), volume(size_bytes=16 * MiB)
     lvmdriver.create_volume(one, LVMVolumeOptions())
     assert lvmdriver.ledger_rows(one, GiB)[0].note == "thin"
     assert lvmdriver.extend_volume(one, 1 * GiB) is ExtendReply.EXTENDED
     assert lvmdriver.volume_size(one) == GiB
     with pytest.raises(NoSpace):
-        lvmdriver.check_extend(one, 20 * 256 * MiB + EXTENT)
+        lvmdriver.check_extend(one, 20 * 64 * MiB + EXTENT)
     thick = volume(2)
     lvmdriver.create_volume(thick, LVMVolumeOptions(lvm_type="default"))
     assert lvmdriver.ledger_rows(thick, GiB)[0].note == "linear"
@@ -105,12 +105,12 @@ def test_a_thin_volume_grows_without_room(pool: str) -> None:
 def test_a_thin_pool_that_is_full_or_gives_out_old_bytes_is_refused(pool: str) -> None:
     one, full = volume(), driver(thin_pool_full_percentage=15)
     full.create_volume(one, LVMVolumeOptions())
-    lvm("dd", "if=/dev/urandom", f"of={path(one)}", "bs=1M", "count=48", "oflag=direct")
+    lvm("dd", "if=/dev/urandom", f"of={path(one)}", "bs=1M", "count=12", "oflag=direct")
     with pytest.raises(InvalidState, match=r"full to 1[89]\.\d+ % in its data"):
-        full.check_extend(one, 128 * MiB)
+        full.check_extend(one, 32 * MiB)
     lvm("lvchange", "--yes", "--zero", "n", "vg0/vg0-pool")
     with pytest.raises(NotSupported, match="bytes of other volumes"):
-        driver().check_extend(one, 128 * MiB)
+        driver().check_extend(one, 32 * MiB)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left() -> None:
@@ -122,8 +122,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left() -> None:
         with pytest.raises(NoSpace):
             call(one, 9 * GiB)
     with pytest.raises(InvalidSize, match="multiple of 4 MiB"):
-        lvmdriver.check_extend(one, 65 * MiB)
-    assert lvmdriver.volume_size(one) == 64 * MiB
+        lvmdriver.check_extend(one, 17 * MiB)
+    assert lvmdriver.volume_size(one) == 16 * MiB
 
 
 def test_stripes_are_in_the_rounding() -> None:
@@ -132,12 +132,12 @@ def test_stripes_are_in_the_rounding() -> None:
 
 
 def test_what_is_not_ours_is_never_touched() -> None:
-    lvm("lvcreate", "--quiet", "--yes", "--size", "64m", "--name", "volume-id-1", "vg0")
+    lvm("lvcreate", "--quiet", "--yes", "--size", "16m", "--name", "volume-id-1", "vg0")
     lvmdriver, one = driver(), volume()
     assert lvmdriver.list_volumes() == []
     for call in (
         lambda: lvmdriver.create_volume(one, LVMVolumeOptions()),
-        lambda: lvmdriver.extend_volume(one, 96 * MiB),
+        lambda: lvmdriver.extend_volume(one, 24 * MiB),
         lambda: lvmdriver.delete_volume(one),
     ):
         with pytest.raises(InvalidState, match="without the tag voldrivers"):
@@ -149,9 +149,9 @@ def test_what_is_not_ours_is_never_touched() -> None:
 def test_a_thick_origin_is_refused_before_anything_happens() -> None:
     lvmdriver, one = driver(), volume()
     lvmdriver.create_volume(one, LVMVolumeOptions())
-    lvm("lvcreate", "--quiet", "--yes", "--size", "16m", "--snapshot", "--name", "s", "vg0/volume-id-1")
-    with pytest.raises(NotSupported, match="with a snapshot"):
-        lvmdriver.check_extend(one, 96 * MiB)
+    lvm("lvcreate", "--quiet", "--yes", "--size", "8m", "--snapshot", "--name", "s", "vg0/volume-id-1")
+    with path(one).open("rb"), pytest.raises(NotSupported, match="with a snapshot"):
+        lvmdriver.check_extend(one, 24 * MiB)
     with pytest.raises(InvalidState, match="origin of s"):
         lvmdriver.delete_volume(one)
     assert "a" in lvm("lvs", "--noheadings", "--options", "lv_attr", "vg0/volume-id-1").strip()[4]
@@ -173,24 +173,24 @@ def is_clean(of: Volume) -> bool:
 def test_stale_bytes_are_cleared_at_delete() -> None:
     lvmdriver, one, two = driver(), volume(1), volume(2)
     lvmdriver.create_volume(one, LVMVolumeOptions())
-    secret(one, 64 * MiB)
+    secret(one, 16 * MiB)
     lvmdriver.delete_volume(one)
     lvmdriver.create_volume(two, LVMVolumeOptions())
     assert is_clean(two)
-    lvmdriver.extend_volume(two, 96 * MiB)
+    lvmdriver.extend_volume(two, 24 * MiB)
     assert is_clean(two)
 
 
 def test_stale_bytes_of_others_are_cleared_before_they_are_given_out() -> None:
     lvmdriver, two = driver(volume_clear="before-use"), volume(2)
-    one = volume(1, 128 * MiB)
+    one = volume(1, 32 * MiB)
     driver().create_volume(one, LVMVolumeOptions())
-    secret(one, 128 * MiB)
+    secret(one, 32 * MiB)
     lvm("lvremove", "--yes", "vg0/volume-id-1")  # by somebody who does not clear
     lvmdriver.create_volume(two, LVMVolumeOptions())
     assert is_clean(two)
-    lvmdriver.extend_volume(two, 96 * MiB)
-    assert lvmdriver.volume_size(two) == 96 * MiB
+    lvmdriver.extend_volume(two, 24 * MiB)
+    assert lvmdriver.volume_size(two) == 24 * MiB
     assert is_clean(two)
     assert "clearing" not in lvm("lvs", "--noheadings", "--options", "lv_name", "vg0")
 
@@ -204,9 +204,9 @@ def test_a_clearing_that_was_interrupted_is_done_again() -> None:
             raise CommandFailed("blkdiscard", "killed")
         return process.run(argv, timeout_s=timeout_s)
 
-    one = volume(1, 128 * MiB)
+    one = volume(1, 32 * MiB)
     driver().create_volume(one, LVMVolumeOptions())
-    secret(one, 128 * MiB)
+    secret(one, 32 * MiB)
     lvm("lvremove", "--yes", "vg0/volume-id-1")
     two, options = volume(2), LVMOptions("vg0", target_ip_addresses="10.77.1.1", volume_clear="before-use")
     killed = LVMDriver("lvm", options, run_until_clearing)  # type: ignore[arg-type]
@@ -217,22 +217,22 @@ def test_a_clearing_that_was_interrupted_is_done_again() -> None:
     lvmdriver.create_volume(two, LVMVolumeOptions())
     assert is_clean(two)
     with pytest.raises(CommandFailed):
-        killed.extend_volume(two, 96 * MiB)
-    assert lvmdriver.volume_size(two) == 64 * MiB
-    lvmdriver.extend_volume(replace(two), 96 * MiB)
-    assert lvmdriver.volume_size(two) == 96 * MiB
+        killed.extend_volume(two, 24 * MiB)
+    assert lvmdriver.volume_size(two) == 16 * MiB
+    lvmdriver.extend_volume(replace(two), 24 * MiB)
+    assert lvmdriver.volume_size(two) == 24 * MiB
     assert is_clean(two)
     assert lvmdriver.list_volumes() == ["id-2"]
 
 
 #: In the order in which lvm suspends them, after the volume.
 POOL = ("vg0-vg0--pool-tpool", "vg0-vg0--pool_tdata", "vg0-vg0--pool_tmeta")
-#: What an lvextend from 64 to 96 MiB leaves when killed: the kind, the metadata's size, what is suspended.
+#: What an lvextend from 16 to 24 MiB leaves when killed: the kind, the metadata's size, what is suspended.
 STEPS = {
-    "thick, a table waits": ("default", 64, ()),
-    "thick, suspended": ("default", 64, ("vg0-volume--id--1",)),
-    "thick, committed": ("default", 96, ("vg0-volume--id--1",)),
-    "thin, suspended": ("thin", 64, ("vg0-volume--id--1", *POOL)),
+    "thick, a table waits": ("default", 16, ()),
+    "thick, suspended": ("default", 16, ("vg0-volume--id--1",)),
+    "thick, committed": ("default", 24, ("vg0-volume--id--1",)),
+    "thin, suspended": ("thin", 16, ("vg0-volume--id--1", *POOL)),
 }
 
 
@@ -252,11 +252,11 @@ def interrupted(request: pytest.FixtureRequest) -> Volume:
 def leave_halfway(metadata_mib: int, suspended: Sequence[str]) -> None:
     name = "vg0-volume--id--1"
     small = lvm("dmsetup", "table", name)
-    if metadata_mib > 64:
+    if metadata_mib > 16:
         lvm("lvextend", "--quiet", "--size", f"{metadata_mib}m", "vg0/volume-id-1")
         lvm("dmsetup", "load", name, "--table", small)
         lvm("dmsetup", "resume", name)
-    lvm("dmsetup", "load", name, "--table", small.replace(str(64 * 2048), str(96 * 2048)))
+    lvm("dmsetup", "load", name, "--table", small.replace(str(16 * 2048), str(24 * 2048)))
     for each in suspended:
         lvm("dmsetup", "suspend", each)
 
@@ -280,16 +280,16 @@ def check_whole(of: Volume, size_bytes: int) -> None:
 @pytest.mark.parametrize("interrupted", STEPS, indirect=True)
 def test_an_lvextend_killed_at_a_known_step_is_ended(interrupted: Volume) -> None:
     lvmdriver = driver()
-    committed = lvmdriver.volume_size(interrupted) == 96 * MiB
-    rows = lvmdriver.ledger_rows(interrupted, 96 * MiB)
+    committed = lvmdriver.volume_size(interrupted) == 24 * MiB
+    rows = lvmdriver.ledger_rows(interrupted, 24 * MiB)
     assert rows[0].stale, "the guest sees the old size"
     assert [row.layer for row in rows[1:]] == (["LV metadata"] if committed else [])
     # Asked for what it has: nothing grows, and nothing is left that hangs or grows by accident.
-    lvmdriver.extend_volume(interrupted, 64 * MiB)
-    check_whole(interrupted, (96 if committed else 64) * MiB)
+    lvmdriver.extend_volume(interrupted, 16 * MiB)
+    check_whole(interrupted, (24 if committed else 16) * MiB)
     lvm("lvchange", "--refresh", "vg0/volume-id-1")
-    lvmdriver.extend_volume(interrupted, 96 * MiB)
-    check_whole(interrupted, 96 * MiB)
+    lvmdriver.extend_volume(interrupted, 24 * MiB)
+    check_whole(interrupted, 24 * MiB)
 
 
 @pytest.mark.parametrize("kind", ["default", "thin"])
@@ -300,7 +300,7 @@ def test_an_lvextend_killed_at_any_moment_is_ended(kind: str, request: pytest.Fi
     chance, one, lvmdriver = random.Random(SEED), volume(), driver()
     lvmdriver.create_volume(one, LVMVolumeOptions(lvm_type=kind))
     write_pattern(one)
-    size_bytes, left = 64 * MiB, []
+    size_bytes, left = 16 * MiB, []
     for number in range(KILLS):
         # Every other time once the device is suspended: that is short, and it is where things break.
         kill_an_lvextend(chance, suspended=number % 2 == 1)
@@ -362,9 +362,9 @@ def test_room_that_is_taken_after_the_look_is_no_space() -> None:
     lvmdriver.create_volume(one, LVMVolumeOptions())
     write_pattern(one)
     with pytest.raises(NoSpace) as caught:
-        lvmdriver.extend_volume(one, 96 * MiB)
+        lvmdriver.extend_volume(one, 24 * MiB)
     assert isinstance(caught.value.__context__, CommandFailed)
-    check_whole(one, 64 * MiB)
+    check_whole(one, 16 * MiB)
 
 
 def take_all() -> None:
@@ -379,22 +379,22 @@ def test_an_lvextend_that_hangs_or_fails_leaves_nothing_suspended() -> None:
         OutcomeUnknown("lvextend", "it hung"), lambda: leave_halfway(*STEPS["thick, suspended"][1:])
     )
     with pytest.raises(OutcomeUnknown):
-        driver(hung).extend_volume(one, 96 * MiB)
-    check_whole(one, 64 * MiB)
+        driver(hung).extend_volume(one, 24 * MiB)
+    check_whole(one, 16 * MiB)
 
     def extend() -> None:
-        lvm("lvextend", "--quiet", "--size", "96m", "vg0/volume-id-1")
+        lvm("lvextend", "--quiet", "--size", "24m", "vg0/volume-id-1")
 
     grown = after_lvextend(CommandFailed("lvextend", "later"), extend)
     with pytest.raises(CommandFailed):
-        driver(grown).extend_volume(one, 96 * MiB)
-    check_whole(one, 96 * MiB)
+        driver(grown).extend_volume(one, 24 * MiB)
+    check_whole(one, 24 * MiB)
 
 
 def test_a_thin_pool_that_fills_up_after_the_look_lets_the_volume_grow() -> None:
     """Its size is only a promise; whoever writes more than there is fails, and the next extend is refused."""
     lvm("lvcreate", "--quiet", "--size", "32m", "--thinpool", "vg0-pool", "--errorwhenfull", "y", "vg0")
-    one = volume()
+    one = volume(size_bytes=64 * MiB)
     driver().create_volume(one, LVMVolumeOptions())
     write_pattern(one)
 
@@ -471,12 +471,12 @@ def test_the_number_of_programs_does_not_grow(pool: str) -> None:
     for number in range(2, 5):
         driver().create_volume(volume(number), LVMVolumeOptions(lvm_type="thin"))
     for call, expected in (
-        (lambda: lvmdriver.check_extend(one, 96 * MiB), ["fullreport"]),
-        (lambda: lvmdriver.extend_volume(one, 96 * MiB), ["lvextend", "sync"]),  # admission has just looked
-        (lambda: lvmdriver.extend_volume(one, 96 * MiB), ["fullreport"]),
+        (lambda: lvmdriver.check_extend(one, 24 * MiB), ["fullreport"]),
+        (lambda: lvmdriver.extend_volume(one, 24 * MiB), ["lvextend", "sync"]),  # admission has just looked
+        (lambda: lvmdriver.extend_volume(one, 24 * MiB), ["fullreport"]),
         (lambda: lvmdriver.volume_size(one), []),
-        (lambda: lvmdriver.ledger_rows(one, 96 * MiB), []),
-        (lambda: lvmdriver.ledger_rows(one, 100 * MiB), ["fullreport"]),
+        (lambda: lvmdriver.ledger_rows(one, 24 * MiB), []),
+        (lambda: lvmdriver.ledger_rows(one, 28 * MiB), ["fullreport"]),
         (lvmdriver.list_volumes, ["fullreport"]),
     ):
         ran.clear()

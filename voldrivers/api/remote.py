@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from voldrivers.abilities import Layers, Merge
 from voldrivers.api import wire
 from voldrivers.base import Host
 from voldrivers.errors import (
@@ -68,7 +69,7 @@ class RemoteOptions:
             raise ValueError(f"url {self.url} must be https://NAME:PORT or http://NAME:PORT")
 
 
-class RemoteHost(Host):
+class RemoteHost(Host, Layers):
     """Another machine. Without an answer an act has an unknown outcome; a look, or nothing sent, has none."""
 
     options_type = RemoteOptions
@@ -148,6 +149,14 @@ class RemoteHost(Host):
 
     def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
         self._ask("assist_extend", volume=volume, attachment=attachment, extend=extend)
+
+    def switch(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        path: str = self._ask("switch", volume=volume, attachment=attachment, connection_info=connection_info)
+        return path
+
+    def merge(self, volume: Volume, attachment: Attachment, merge: Merge) -> int:
+        left_bytes: int = self._ask("merge", volume=volume, attachment=attachment, merge=merge)
+        return left_bytes
 
     def cancel(self, extend: Extend, attachment: Attachment) -> None:
         self._ask("cancel", extend=extend, attachment=attachment)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, TypeAdapter
 
+from voldrivers.abilities import Layers
 from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
@@ -39,7 +40,17 @@ from voldrivers.model import Attachment
 #: Those that change nothing: without an answer nothing has happened.
 LOOKS = ("connector", "find_instance", "ledger_rows", "instance_state", "check_extend", "get_blockdev")
 #: Those that change something, one at a time for a volume.
-ACTS = ("connect", "disconnect", "plug", "unplug", "rescan", "assist_extend", "cancel")
+ACTS = (
+    "connect",
+    "disconnect",
+    "plug",
+    "unplug",
+    "rescan",
+    "assist_extend",
+    "switch",
+    "merge",
+    "cancel",
+)
 
 #: `Host.hold` is a context; over HTTP it is a lease, of so many seconds at most.
 LEASES, LONGEST_LEASE_S = ("hold", "release"), 3600.0
@@ -99,7 +110,7 @@ def call(name: str) -> Call:
         return Call(name, _types(attachment=Attachment, lease_s=lease_s), TypeAdapter(str))
     if name == "release":
         return Call(name, _types(lease=str), TypeAdapter(bool))
-    method = getattr(Host, name)
+    method = getattr(Host, name, None) or getattr(Layers, name)
     hints = get_type_hints(method)
     names = [parameter for parameter in inspect.signature(method).parameters if parameter != "self"]
     return Call(name, _types(**{each: hints[each] for each in names}), TypeAdapter(hints["return"]))

@@ -22,7 +22,11 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     or name is then refused as such.
     """
     absent = argparse.Namespace(verbose=0, config=None, volume=None)
-    arguments = _parser().parse_args(_guarded(argv), absent)
+    parser = _parser()
+    arguments = parser.parse_args(_guarded(argv), absent)
+    given = [getattr(arguments, name, None) for name in ("size", "from_volume", "from_snapshot")]
+    if arguments.command == "create" and given == [None, None, None]:
+        parser.error("the following arguments are required: SIZE, --from-volume or --from-snapshot")
     for name, value in vars(arguments).items():
         setattr(arguments, name, _unguarded(value))
     return arguments
@@ -101,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_volume(_group(words, "volume", "create, list, show, delete volumes"), everywhere)
+    _add_volume(_group(words, "volume", "create, list, show, delete, manage volumes"), everywhere)
+    _add_snapshot(_group(words, "snapshot", "take, list, delete snapshots, and revert to one"), everywhere)
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)
@@ -154,19 +159,43 @@ def _add(
 
 
 def _add_volume(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    create = _add(words, "create", everywhere, "create", "make an empty volume")
+    create = _add(words, "create", everywhere, "create", "make a volume, empty or as a copy")
     create.add_argument("volume", metavar="NAME")
-    create.add_argument("size", metavar="SIZE")
-    create.add_argument("--backend", help="needed where the configuration has several")
-    create.add_argument("--format", metavar="raw|qcow2", help="the same as --option format=...")
-    create.add_argument("--preallocate", action="store_true", help="the same as --option preallocate=true")
-    create.add_argument("--multi-attach", action="store_true", help="it may be attached more than once")
-    create.add_argument(
-        "--option", metavar="KEY=VALUE", action="append", default=[], help="an option of the driver"
-    )
+    create.add_argument("size", metavar="SIZE", nargs="?", help="not needed for a copy")
+    source = create.add_mutually_exclusive_group()
+    source.add_argument("--from-volume", metavar="VOLUME", help="copy this one as it is now")
+    source.add_argument("--from-snapshot", metavar="SNAPSHOT", help="copy what this one holds")
+    manage = _add(words, "manage", everywhere, "manage", "make what is on a backend already a volume")
+    manage.add_argument("volume", metavar="NAME")
+    manage.add_argument("reference", metavar="REFERENCE", help="a file in the share, a logical volume")
+    for parser in (create, manage):
+        parser.add_argument("--backend", help="needed where the configuration has several")
+        parser.add_argument("--format", metavar="raw|qcow2", help="the same as --option format=...")
+        parser.add_argument(
+            "--preallocate", action="store_true", help="the same as --option preallocate=true"
+        )
+        parser.add_argument("--multi-attach", action="store_true", help="it may be attached more than once")
+        parser.add_argument(
+            "--option", metavar="KEY=VALUE", action="append", default=[], help="an option of the driver"
+        )
+    _add_named(words, "unmanage", everywhere, "forget a volume and leave all its bytes where they are")
     _add(words, "list", everywhere, "list", "list all volumes")
     for name, help_ in (("show", "show one volume with its extend and messages"), ("delete", "remove one")):
         _add_named(words, name, everywhere, help_)
+
+
+def _add_snapshot(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    create = _add(words, "create", everywhere, "create_snapshot", "keep a volume as it is now, in use or not")
+    create.add_argument("volume", metavar="VOLUME", help="its name or id")
+    create.add_argument("snapshot", metavar="NAME")
+    listed = _add(words, "list", everywhere, "list_snapshots", "list all snapshots")
+    listed.add_argument("volume", metavar="VOLUME", nargs="?", help="only those of this one")
+    delete = _add(
+        words, "delete", everywhere, "delete_snapshot", "remove a snapshot; its volume stays as it is"
+    )
+    revert = _add(words, "revert", everywhere, "revert", "make a detached volume what a snapshot of it holds")
+    for parser in (delete, revert):
+        parser.add_argument("snapshot", metavar="SNAPSHOT", help="its name or id")
 
 
 def _add_attaching(words: Words, everywhere: argparse.ArgumentParser) -> None:

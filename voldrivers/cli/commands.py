@@ -20,14 +20,43 @@ from voldrivers.sizes import format_size, parse_size
 
 def create(args: Namespace) -> int:
     """`volume create`."""
-    size_bytes = _size(args)
+    is_copy = args.from_volume is not None or args.from_snapshot is not None
+    size_bytes = None if args.size is None else _size(args)
     with working(args) as engine:
         options = _options(args)
-        volume = engine.create_volume(
-            args.volume, size_bytes, args.backend, options, multi_attach=args.multi_attach
+        volume = (
+            engine.create_volume(
+                args.volume, size_bytes, args.backend, options, multi_attach=args.multi_attach
+            )
+            if size_bytes is not None and not is_copy
+            else engine.clone_volume(
+                args.volume,
+                args.from_volume,
+                args.from_snapshot,
+                size_bytes,
+                options,
+                multi_attach=args.multi_attach,
+            )
         )
-    text = f"{volume.title}: {format_size(volume.size_bytes)} on backend {volume.backend}"
-    return _say(args, [text], documents.volume(volume))
+    return _say_made(args, volume)
+
+
+def manage(args: Namespace) -> int:
+    """`volume manage`."""
+    with working(args) as engine:
+        volume = engine.manage_volume(
+            args.volume, args.reference, args.backend, _options(args), multi_attach=args.multi_attach
+        )
+    return _say_made(args, volume)
+
+
+def unmanage(args: Namespace) -> int:
+    """`volume unmanage`."""
+    with working(args) as engine:
+        backend = engine.volume(args.volume).backend
+        reference = engine.unmanage_volume(args.volume)
+    text = f"volume {args.volume}: no longer managed; it is {reference} on backend {backend}"
+    return _say(args, [text], {"volume": args.volume, "backend": backend, "reference": reference})
 
 
 def list_volumes(args: Namespace) -> int:
@@ -59,6 +88,7 @@ def show(args: Namespace) -> int:
         ("backend", volume.backend),
         ("multi-attach", "yes" if volume.multi_attach else "no"),
         *(("attachment", texts.attachment(each)) for each in volume.attachments),
+        *(("snapshot", texts.snapshot(each)) for each in volume.snapshots),
     ]
     if extend:
         lines.append(("last extend", texts.extend(extend)))
@@ -71,6 +101,42 @@ def delete(args: Namespace) -> int:
     with working(args) as engine:
         engine.delete_volume(args.volume)
     return _say(args, [f"volume {args.volume}: deleted"], {"volume": args.volume, "deleted": True})
+
+
+def create_snapshot(args: Namespace) -> int:
+    """`snapshot create`."""
+    with working(args) as engine:
+        snapshot = engine.create_snapshot(args.volume, args.snapshot)
+        volume = engine.volume(args.volume)
+    text = f"{snapshot.title}: {volume.title} as it is now, {format_size(snapshot.size_bytes)}"
+    return _say(args, [text], documents.snapshot(volume, snapshot))
+
+
+def list_snapshots(args: Namespace) -> int:
+    """`snapshot list`."""
+    with working(args) as engine:
+        volumes = engine.volumes() if args.volume is None else (engine.volume(args.volume),)
+    found = [(volume, snapshot) for volume in volumes for snapshot in volume.snapshots]
+    rows = [(s.name, v.name, format_size(s.size_bytes), s.status) for v, s in found]
+    lines = table(("NAME", "VOLUME", "SIZE", "STATUS"), rows) if rows else ["no snapshots"]
+    return _say(args, lines, [documents.snapshot(volume, snapshot) for volume, snapshot in found])
+
+
+def delete_snapshot(args: Namespace) -> int:
+    """`snapshot delete`."""
+    with working(args) as engine:
+        args.volume = engine.snapshot(args.snapshot).volume_id
+        engine.delete_snapshot(args.snapshot)
+    return _say(args, [f"snapshot {args.snapshot}: deleted"], {"snapshot": args.snapshot, "deleted": True})
+
+
+def revert(args: Namespace) -> int:
+    """`snapshot revert`."""
+    with working(args) as engine:
+        args.volume = engine.snapshot(args.snapshot).volume_id
+        volume = engine.revert_to_snapshot(args.snapshot)
+    text = f"{volume.title}: again as snapshot {args.snapshot}, {format_size(volume.size_bytes)}"
+    return _say(args, [text], documents.volume(volume))
 
 
 def attach(args: Namespace) -> int:
@@ -143,7 +209,7 @@ def doctor(args: Namespace) -> int:
         ledger = engine.repair(args.volume) if args.repair else engine.ledger(args.volume)
         volume = engine.volume(args.volume)
         stopped = [each for each in volume.attachments if _has_stopped(engine, each)]
-    settled = volume.status in texts.STEADY and not any(row.stale for row in ledger)
+    settled = texts.is_steady(volume) and not any(row.stale for row in ledger)
     document = documents.ledger(volume, ledger, stopped, settled=settled)
     _say(args, texts.ledger(volume, ledger, stopped), document)
     return failures.OK if settled else failures.STALE
@@ -178,6 +244,12 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "list": list_volumes,
     "show": show,
     "delete": delete,
+    "manage": manage,
+    "unmanage": unmanage,
+    "create_snapshot": create_snapshot,
+    "list_snapshots": list_snapshots,
+    "delete_snapshot": delete_snapshot,
+    "revert": revert,
     "attach": attach,
     "detach": detach,
     "extend": extend,
@@ -242,6 +314,11 @@ def _say(args: Namespace, lines: Sequence[str], document: Document) -> int:
     else:
         write_lines(lines)
     return failures.OK
+
+
+def _say_made(args: Namespace, volume: Volume) -> int:
+    text = f"{volume.title}: {format_size(volume.size_bytes)} on backend {volume.backend}"
+    return _say(args, [text], documents.volume(volume))
 
 
 def _say_plan(args: Namespace, plan: Plan) -> int:

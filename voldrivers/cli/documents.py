@@ -8,8 +8,8 @@ from voldrivers.capabilities import NAMES
 from voldrivers.cli import texts
 from voldrivers.errors import VolDriverError
 from voldrivers.extend.admission import Plan
-from voldrivers.extend.engine import Resumed
-from voldrivers.model import Attachment, Extend, Ledger, Volume
+from voldrivers.extend.resuming import Resumed
+from voldrivers.model import Attachment, Extend, Ledger, Snapshot, Volume
 
 Object = dict[str, object]
 
@@ -26,6 +26,18 @@ def volume(shown: Volume) -> Object:
         "extend_new_size_bytes": shown.extend_new_size_bytes,
         "multi_attach": shown.multi_attach,
         "attachments": [attachment(each) for each in shown.attachments],
+        "snapshots": [snapshot(shown, each) for each in shown.snapshots],
+    }
+
+
+def snapshot(of: Volume, shown: Snapshot) -> Object:
+    """One snapshot."""
+    return {
+        "id": shown.id,
+        "name": shown.name,
+        "volume": of.name,
+        "size_bytes": shown.size_bytes,
+        "status": str(shown.status),
     }
 
 

@@ -61,6 +61,7 @@ HINTS: Mapping[type[VolDriverError], str] = {
 #: Where what is missing is listed, by its kind.
 LISTED: Mapping[str, str] = {
     "volume": "see: voldrivers volume list",
+    "snapshot": "see: voldrivers snapshot list",
     "attachment": "see: voldrivers volume show {volume}",
     "backend": "see: voldrivers config check",
     "host": "see: voldrivers config check",
@@ -72,7 +73,7 @@ MEANINGS: Mapping[int, str] = {
     BUG: "a mistake in voldrivers; -v shows where",
     USAGE: "a wrong command line",
     3: "a wrong name, option, file or size",
-    4: "no such volume, backend, host, instance or attachment",
+    4: "no such volume, snapshot, backend, host, instance or attachment",
     5: "its state, or that of a share, host or guest, forbids it now",
     6: "this backend or host cannot do it, or a library is missing",
     7: "no space",

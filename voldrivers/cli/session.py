@@ -22,6 +22,8 @@ from voldrivers.model import Volume, VolumeStatus
 
 #: What is refused there because of some layer below an attached volume.
 _LOOKING_HELPS = ("extend", "doctor")
+#: These make a volume, or leave none.
+_MAKING = ("create", "manage")
 
 
 @contextmanager
@@ -52,7 +54,11 @@ def advise(error: VolDriverError, engine: Engine, args: Namespace) -> None:
         volume = _seen(engine, args)
     except VolDriverError:  # the records cannot be read; the error says why
         return
-    if volume is None or isinstance(error, InvalidInput | OutcomeUnknown):
+    if isinstance(error, InvalidInput | OutcomeUnknown):
+        return
+    if volume is None:
+        if args.command in _MAKING and isinstance(error, InvalidState):
+            error.add_note("no volume was made")
         return
     if note := _advice(error, volume, args.command):
         error.add_note(note)
@@ -86,7 +92,7 @@ def _advice(error: VolDriverError, volume: Volume, command: str) -> str:
     if volume.status is VolumeStatus.ERROR_EXTENDING:
         without = f" (host {lost} lost for good: voldrivers detach {volume.name} --host {lost} --force)"
         return f"mend the cause{without if has_it else ''}, then run: voldrivers retry {volume.name}"
-    if volume.status not in texts.STEADY:
+    if not texts.is_steady(volume):
         return f"if no process works on it, run: voldrivers resume {volume.name}"
     if lost:
         return "" if has_it else "start its agent and try again"
@@ -106,7 +112,7 @@ def _say_what_is_left(stopped: KeyboardInterrupt, engine: Engine, args: Namespac
         stopped.add_note("there is nothing to carry on")
     elif volume.status is VolumeStatus.ERROR_EXTENDING:
         stopped.add_note(f"its extend is not complete, run: voldrivers retry {volume.name}")
-    elif volume.status in texts.STEADY:
+    elif texts.is_steady(volume):
         stopped.add_note(f"it is {volume.status}, there is nothing to carry on")
     else:
         stopped.add_note(f"what had begun is recorded, run: voldrivers resume {volume.name}")

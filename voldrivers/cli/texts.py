@@ -4,8 +4,19 @@ from collections.abc import Sequence
 
 from voldrivers.cli import failures
 from voldrivers.cli.output import table
+from voldrivers.extend.resuming import under_way
 from voldrivers.extend.site import Progress
-from voldrivers.model import Attachment, Extend, Ledger, LedgerRow, Phase, Volume, VolumeStatus
+from voldrivers.model import (
+    Attachment,
+    Extend,
+    Ledger,
+    LedgerRow,
+    Phase,
+    Snapshot,
+    SnapshotStatus,
+    Volume,
+    VolumeStatus,
+)
 from voldrivers.sizes import format_size
 
 #: The statuses in which nothing is under way and nothing has failed.
@@ -15,6 +26,16 @@ STEADY = (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
 def progress(shown: Progress) -> str:
     """The step at work."""
     return f"{shown.volume.title}: {shown.step} {shown.text} ..."
+
+
+def is_steady(volume: Volume) -> bool:
+    """Tell whether nothing is under way with a volume and nothing has failed."""
+    return volume.status in STEADY and not under_way(volume)
+
+
+def snapshot(shown: Snapshot) -> str:
+    """What it is called, and how large."""
+    return f"{shown.name}, {format_size(shown.size_bytes)}, {shown.status}"
 
 
 def attachment(shown: Attachment) -> str:
@@ -54,8 +75,8 @@ def ledger(volume: Volume, shown: Ledger, stopped: Sequence[Attachment]) -> list
     lines += [f"instance {each.place} has stopped: no QEMU has the volume there" for each in stopped]
     if volume.status is VolumeStatus.ERROR_EXTENDING:
         lines.append(f"its last extend failed; mend it: {_repair(volume)}")
-    elif volume.status not in STEADY:
-        lines.append(f"it is {volume.status}; if no process works on it: {_resume(volume)}")
+    elif not is_steady(volume):
+        lines.append(f"it is {doing(volume)}; if no process works on it: {_resume(volume)}")
     return lines + [_trouble(volume, row) for row in shown if row.stale]
 
 
@@ -69,6 +90,14 @@ def mending(volume: Volume, row: LedgerRow) -> str:
     if volume.status in (*STEADY, VolumeStatus.ERROR_EXTENDING):
         return row.repair or _repair(volume)
     return _resume(volume)
+
+
+def doing(volume: Volume) -> str:
+    """What is under way with a volume."""
+    unfinished = [each for each in volume.snapshots if each.status is not SnapshotStatus.AVAILABLE]
+    if volume.status in STEADY and unfinished:
+        return f"{unfinished[0].status} {unfinished[0].title}"
+    return str(volume.status)
 
 
 def _trouble(volume: Volume, row: LedgerRow) -> str:

@@ -1,6 +1,7 @@
 """Extending a volume: the converging step, the engine that records it, the store."""
 
-from voldrivers.extend.engine import Engine, Resumed
+from voldrivers.extend.engine import Engine
+from voldrivers.extend.resuming import Resumed
 from voldrivers.extend.site import Progress, Site
 from voldrivers.extend.store import Store
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
-from voldrivers.base import Driver, GrownByHypervisor, Host, Hosts, Sleep
+from voldrivers.abilities import GrownByHypervisor
+from voldrivers.base import Driver, Host, Hosts, Sleep
 from voldrivers.capabilities import InUseExtend
 from voldrivers.errors import BackendError, InvalidState, NotFound, OutcomeUnknown, VolDriverError
 from voldrivers.model import (

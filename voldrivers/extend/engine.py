@@ -3,17 +3,19 @@
 An extend is the converging step plus the store. One process at a time works on a volume.
 """
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from voldrivers.base import round_size
+from voldrivers.abilities import Manages, Reverts, Snapshots
+from voldrivers.base import able, round_size
 from voldrivers.config import Config
-from voldrivers.errors import InvalidState, NotSupported, VolDriverError
-from voldrivers.extend import admission, lifecycle
-from voldrivers.extend.converge import Outcome, converge, ledger
+from voldrivers.errors import InvalidState, NotSupported
+from voldrivers.extend import admission, lifecycle, snapshots
+from voldrivers.extend.carrying import admit, carry
+from voldrivers.extend.converge import ledger
+from voldrivers.extend.resuming import ORPHAN_S, Resumed, resumed, under_way
 from voldrivers.extend.site import Loaded, Progress, Site, expect, no_progress
 from voldrivers.extend.store import Store
 from voldrivers.model import (
@@ -23,6 +25,8 @@ from voldrivers.model import (
     Ledger,
     Message,
     Phase,
+    Snapshot,
+    Source,
     Volume,
     VolumeStatus,
     check_name,
@@ -30,21 +34,6 @@ from voldrivers.model import (
 from voldrivers.options import read_options
 from voldrivers.process import end_orphans, run
 from voldrivers.registry import make_driver, make_host
-from voldrivers.sizes import format_size
-
-_log = logging.getLogger(__name__)
-_ORPHAN_S = 30.0
-_STEADY = (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE, VolumeStatus.ERROR_EXTENDING)
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What `resume` found under way and how it ended; `error` when it did not end well."""
-
-    volume: Volume
-    what: str
-    outcome: str
-    error: VolDriverError | None = None
 
 
 class Engine:
@@ -77,6 +66,10 @@ class Engine:
     def volume(self, name: str) -> Volume:
         """One volume. Raises NotFound."""
         return self.store.volume(name)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """One snapshot. Raises NotFound."""
+        return self.store.snapshot(name)
 
     def messages(self, volume: Volume) -> tuple[Message, ...]:
         """What happened to a volume that its operator should know, oldest first."""
@@ -116,19 +109,105 @@ class Engine:
         check_name(name)
         driver = self.site.backend(backend)
         size_bytes = round_size(driver, f"volume {name}", size_bytes)
-        if multi_attach and not driver.capabilities.declares("multi_attach"):
-            raise NotSupported(f"volume {name}", f"backend {driver.name} cannot attach a volume twice")
-        read_options(driver.volume_options_type, options or {}, "volume option")
         volume = Volume(str(uuid.uuid4()), name, driver.name, size_bytes, multi_attach=multi_attach)
-        with self.site.exclusively(volume):
-            self.store.add_volume(volume, options or {})
-            return lifecycle.finish_create(self.site, volume)
+        return self._make(volume, options or {}, Source())
 
     def delete_volume(self, name: str) -> None:
         """Remove a detached volume and every byte of it. Raises InvalidState, nothing removed."""
         with self.site.working_on(name) as volume:
-            self.store.begin_delete(volume)
+            expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.ERROR_EXTENDING)
+            self.store.begin_removal(volume, VolumeStatus.DELETING)
             lifecycle.finish_delete(self.site, volume, volume.status)
+
+    def clone_volume(
+        self,
+        name: str,
+        source: str | None = None,
+        snapshot: str | None = None,
+        size_bytes: int | None = None,
+        options: Mapping[str, object] | None = None,
+        *,
+        multi_attach: bool = False,
+    ) -> Volume:
+        """Make a volume that begins as a copy of another one as it is now, or of a snapshot.
+
+        It is as large as its source, or larger: then the rest reads as zeros. Raises as `create_volume`,
+        InvalidSize for a smaller one, InvalidState for a source that cannot be copied now.
+        """
+        check_name(name)
+        kept = None if snapshot is None else self.store.snapshot(snapshot)
+        with self.site.locked((source or "") if kept is None else kept.volume_id) as origin:
+            expect(origin, VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
+            volume = lifecycle.clone_of(self.site, name, origin, kept, size_bytes, multi_attach=multi_attach)
+            return self._make(volume, options or {}, Source(origin.id, kept.id if kept else None))
+
+    def manage_volume(
+        self,
+        name: str,
+        reference: str,
+        backend: str | None = None,
+        options: Mapping[str, object] | None = None,
+        *,
+        multi_attach: bool = False,
+    ) -> Volume:
+        """Make something that is on a backend already a volume, with all its bytes.
+
+        Raises InvalidInput, NotFound, NotSupported, InvalidState (in use, not what it is said to be),
+        InvalidSize; nothing has changed then.
+        """
+        check_name(name)
+        driver = self.site.backend(backend)
+        wanted = Volume(str(uuid.uuid4()), name, driver.name, 0, multi_attach=multi_attach)
+        wanted = replace(wanted, status=VolumeStatus.MANAGING)
+        size_bytes = lifecycle.existing_size(self.site, wanted, reference, options or {})
+        return self._make(replace(wanted, size_bytes=size_bytes), options or {}, Source(reference=reference))
+
+    def unmanage_volume(self, name: str) -> str:
+        """Give a detached volume up and leave every byte of it; gives the reference that it has then.
+
+        Raises InvalidState, NotSupported, nothing changed.
+        """
+        with self.site.working_on(name) as volume:
+            expect(volume, VolumeStatus.AVAILABLE)
+            able(self.site.driver(volume), Manages, volume.title)
+            self.store.begin_removal(volume, VolumeStatus.UNMANAGING)
+            return lifecycle.finish_unmanage(self.site, volume, volume.status)
+
+    # --- snapshots
+
+    def create_snapshot(self, volume_name: str, name: str) -> Snapshot:
+        """Keep a volume as it is now, in use or not. Raises InvalidState, NotSupported, NoSpace."""
+        check_name(name, "snapshot")
+        with self.site.working_on(volume_name) as volume:
+            expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
+            able(self.site.driver(volume), Snapshots, volume.title)
+            snapshot = Snapshot(str(uuid.uuid4()), name, volume.id, volume.size_bytes)
+            self.store.add_snapshot(snapshot)
+            return snapshots.finish_snapshot(self.site, self.store.volume(volume.id), snapshot)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove a snapshot, the volume in use or not; the volume keeps size and content.
+
+        Raises InvalidState while something needs it or its volume's host cannot be reached.
+        """
+        with self.site.working_on(self.store.snapshot(name).volume_id) as volume:
+            snapshot = self.store.snapshot(name)
+            expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
+            self.store.begin_snapshot_removal(snapshot)
+            snapshots.finish_snapshot_removal(self.site, self.store.volume(volume.id), snapshot, fresh=True)
+
+    def revert_to_snapshot(self, name: str) -> Volume:
+        """Make a detached volume what its snapshot is, in content and size.
+
+        Raises InvalidState, NotSupported, nothing changed.
+        """
+        with self.site.working_on(self.store.snapshot(name).volume_id) as volume:
+            snapshot = self.store.snapshot(name)
+            expect(volume, VolumeStatus.AVAILABLE)
+            able(self.site.driver(volume), Reverts, volume.title)
+            self.store.begin_revert(volume, snapshot)
+            snapshots.finish_revert(self.site, volume, snapshot, fresh=True)
+            return self.store.volume(volume.id)
 
     def attach(
         self, name: str, host: str | None = None, instance: str | None = None, monitor: Path | None = None
@@ -179,20 +258,20 @@ class Engine:
         volume in error_extending when something grew (then `retry`); OutcomeUnknown (`resume`).
         """
         with self.site.working_on(name) as volume:
-            extend = self._admit(volume, self._plan(volume, size_bytes))
-            return self._carry(volume, extend) if wait else extend
+            extend = admit(self.site, volume, self._plan(volume, size_bytes))
+            return carry(self.site, volume, extend) if wait else extend
 
     def retry(self, name: str) -> Extend:
         """Go on with a failed extend, with today's attachments; only what is behind is done again."""
         with self.site.working_on(name) as unsettled:
             expect(unsettled, VolumeStatus.ERROR_EXTENDING)
-            end_orphans(unsettled.id, timeout_s=_ORPHAN_S)
+            end_orphans(unsettled.id, timeout_s=ORPHAN_S)
             volume = lifecycle.settle_attachments(self.site, unsettled)
             failed = self.store.last_extend(volume)
             if failed is None:
                 raise InvalidState(volume.title, "without a recorded extend", "in error_extending by one")
             again = replace(failed, phase=Phase.GROWING, expires_at=self.site.expiry(), reason="")
-            return self._carry(volume, self.store.admit(volume, again))
+            return carry(self.site, volume, self.store.admit(volume, again))
 
     def repair(self, name: str) -> Ledger:
         """Bring every layer of a volume to its size; a failed extend is retried. Gives the ledger."""
@@ -232,42 +311,18 @@ class Engine:
         Looks first and takes each step again. What cannot be ended is in the result with its error.
         """
         volumes = self.store.volumes() if name is None else (self.store.volume(name),)
-        return tuple(self._resume(volume) for volume in volumes if _under_way(volume))
+        return tuple(resumed(self.site, volume) for volume in volumes if under_way(volume))
 
-    def _resume(self, seen: Volume) -> Resumed:
-        what = str(seen.status)
-        try:
-            with self.site.working_on(seen.id) as volume:
-                end_orphans(volume.id, timeout_s=_ORPHAN_S)
-                return Resumed(seen, what, self._carry_on(volume))
-        except VolDriverError as error:
-            return Resumed(seen, what, "left as it is", error)
+    # --- helpers
 
-    def _carry_on(self, volume: Volume) -> str:
-        if volume.status is VolumeStatus.CREATING:
-            return f"created, {format_size(lifecycle.finish_create(self.site, volume).size_bytes)}"
-        if volume.status is VolumeStatus.DELETING:
-            lifecycle.finish_delete(self.site, volume)
-            return "deleted"
-        volume = lifecycle.settle_attachments(self.site, volume)
-        extend = self.store.last_extend(volume)
-        if extend is None or not extend.phase.under_way:
-            return str(volume.status)
-        renewed = replace(extend, phase=Phase.GROWING, expires_at=self.site.expiry())
-        self.store.move(extend, renewed)
-        try:
-            return f"extended, {format_size(self._carry(volume, renewed).to_bytes)}"
-        except InvalidState:
-            if self._was_cancelled(volume, extend):
-                return "cancelled, nothing has grown"
-            raise
-
-    def _was_cancelled(self, volume: Volume, extend: Extend) -> bool:
-        ended = self.store.last_extend(volume)
-        rolled_back = ended is not None and ended.phase is Phase.ROLLED_BACK
-        return rolled_back and self.store.hinted(extend, "cancel")
-
-    # --- the extend
+    def _make(self, volume: Volume, options: Mapping[str, object], source: Source) -> Volume:
+        driver = self.site.driver(volume)
+        if volume.multi_attach and not driver.capabilities.declares("multi_attach"):
+            raise NotSupported(volume.title, f"backend {driver.name} cannot attach a volume twice")
+        read_options(driver.volume_options_type, options, "volume option")
+        with self.site.exclusively(volume):
+            self.store.add_volume(volume, options, source)
+            return lifecycle.finish_create(self.site, volume)
 
     def _plan(self, volume: Volume, size_bytes: int) -> admission.Plan:
         expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
@@ -279,69 +334,3 @@ class Engine:
             size_bytes,
             attached_allowed=site.policy.extend_attached,
         )
-
-    def _admit(self, volume: Volume, plan: admission.Plan) -> Extend:
-        reason, seen, known = "", format_size(plan.from_bytes), format_size(volume.size_bytes)
-        if plan.from_bytes > volume.size_bytes:
-            reason = f"the backend had {seen} instead of {known}: it is kept"
-        elif plan.from_bytes < volume.size_bytes:
-            reason = f"the backend had only {seen} of {known}: what was beyond is lost"
-        extend = Extend(
-            id=0,
-            volume_id=volume.id,
-            from_bytes=plan.from_bytes,
-            requested_bytes=plan.requested_bytes,
-            to_bytes=plan.to_bytes,
-            phase=Phase.GROWING,
-            expires_at=self.site.expiry(),
-            reason=reason,
-        )
-        return self.store.admit(volume, extend)
-
-    def _carry(self, volume: Volume, extend: Extend) -> Extend:
-        driver, hosts = self.site.driver(volume), self.site.hosts
-        journal = _Journal(self.site, volume, extend)
-        outcome = converge(
-            volume,
-            extend,
-            driver,
-            hosts,
-            journal.record,
-            cancelled=journal.cancelled,
-            now=self.site.now,
-            sleep=self.site.sleep,
-        )
-        journal.end(outcome)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.extend
-
-
-class _Journal:
-    """Writes each phase of one extend before its act, and shows it."""
-
-    def __init__(self, site: Site, volume: Volume, extend: Extend) -> None:
-        self.site, self.volume, self.extend = site, volume, extend
-
-    def record(self, new: Extend) -> None:
-        """Commit the move before the act."""
-        self._move(new)
-        self.site.progress(Progress(self.volume, new.phase, format_size(new.to_bytes)))
-
-    def cancelled(self) -> bool:
-        """Tell whether the operator has asked to cancel this extend."""
-        return self.site.store.hinted(self.extend, "cancel")
-
-    def end(self, outcome: Outcome) -> None:
-        """Commit the end and publish what follows from it."""
-        self._move(outcome.extend, outcome.backend_bytes)
-
-    def _move(self, new: Extend, backend_bytes: int | None = None) -> None:
-        self.site.store.move(self.extend, new, backend_bytes=backend_bytes)
-        _log.info("extend %s %s -> %s", self.volume.name, self.extend.phase, new.phase)
-        self.extend = new
-
-
-def _under_way(volume: Volume) -> bool:
-    unsettled = any(a.state is not AttachmentState.ATTACHED for a in volume.attachments)
-    return volume.status not in _STEADY or unsettled

@@ -1,14 +1,18 @@
-"""The steps by which a volume is created, deleted, attached and detached.
+"""The steps by which a volume is made - new, as a copy, of what is there - and removed, attached, detached.
 
 Each is recorded before it begins and may be taken again: `resume` does so after a crash.
 """
 
+import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 
-from voldrivers.base import Driver, Host
+from voldrivers.abilities import Clones, Manages
+from voldrivers.base import Driver, Host, able, round_size
 from voldrivers.errors import (
     NOTHING_HAPPENED,
     InvalidInput,
+    InvalidSize,
     InvalidState,
     NotFound,
     OutcomeUnknown,
@@ -20,6 +24,8 @@ from voldrivers.model import (
     AttachmentState,
     Connector,
     InstanceState,
+    Snapshot,
+    Source,
     Volume,
     VolumeStatus,
 )
@@ -28,24 +34,75 @@ from voldrivers.sizes import format_size
 
 
 def finish_create(site: Site, volume: Volume) -> Volume:
-    """Have the backend make a recorded volume and publish it; on failure nothing is left."""
-    driver = site.driver(volume)
-    kind: type[object] = driver.volume_options_type
-    options = read_options(kind, site.store.creation_options(volume), "volume option")
-    site.progress(Progress(volume, "creating", format_size(volume.size_bytes)))
-    is_made = False
+    """Have the backend make a recorded volume and publish it; on failure nothing is left.
+
+    What was there already is never removed: when that has failed in the middle, `resume` looks again.
+    """
+    driver, source, is_made = site.driver(volume), site.store.source(volume), False
+    site.progress(Progress(volume, str(volume.status), format_size(volume.size_bytes)))
     try:
-        provider_data = driver.create_volume(volume, options)
+        provider_data = _make(site, driver, volume, source)
         is_made = True
         backend_bytes = driver.volume_size(replace(volume, provider_data=provider_data))
     except OutcomeUnknown:
         raise
     except VolDriverError as error:
         nothing_made = not is_made and isinstance(error, NOTHING_HAPPENED)
-        _undo_create(site, volume, driver, nothing_made=nothing_made)
+        if source.reference is None:
+            _undo_create(site, volume, driver, nothing_made=nothing_made)
+        elif nothing_made:
+            site.store.remove_volume(volume)
         raise
     site.store.volume_created(volume, provider_data, backend_bytes)
     return site.store.volume(volume.id)
+
+
+def clone_of(
+    site: Site,
+    name: str,
+    source: Volume,
+    snapshot: Snapshot | None,
+    size_bytes: int | None,
+    *,
+    multi_attach: bool,
+) -> Volume:
+    """Give the volume that would be a copy. Raises NotSupported, InvalidSize."""
+    driver, title = site.driver(source), f"volume {name}"
+    able(driver, Clones, title)
+    of, least_bytes = (
+        (source.title, source.size_bytes) if snapshot is None else (snapshot.title, snapshot.size_bytes)
+    )
+    asked_bytes = least_bytes if size_bytes is None else size_bytes
+    rounded_bytes = round_size(driver, title, asked_bytes)
+    if rounded_bytes < least_bytes:
+        reason = f"must be at least as large as {of}, {format_size(least_bytes)}"
+        raise InvalidSize(title, reason, format_size(asked_bytes))
+    return Volume(str(uuid.uuid4()), name, source.backend, rounded_bytes, multi_attach=multi_attach)
+
+
+def existing_size(site: Site, volume: Volume, reference: str, options: Mapping[str, object]) -> int:
+    """Give the size of what could become a volume. Raises as `Manages.existing_size`, and NotSupported."""
+    driver = site.driver(volume)
+    kind: type[object] = driver.volume_options_type
+    return able(driver, Manages, volume.title).existing_size(
+        reference, read_options(kind, options, "volume option")
+    )
+
+
+def finish_unmanage(site: Site, volume: Volume, before: VolumeStatus | None = None) -> str:
+    """Have the backend give a volume up, as recorded, and forget it; gives the reference that it has then.
+
+    `before` as in `finish_delete`.
+    """
+    site.progress(Progress(volume, "unmanaging", volume.id))
+    try:
+        reference = able(site.driver(volume), Manages, volume.title).unmanage(volume)
+    except NOTHING_HAPPENED:
+        if before is not None:
+            site.store.keep(volume, before)
+        raise
+    site.store.remove_volume(volume)
+    return reference
 
 
 def finish_delete(site: Site, volume: Volume, before: VolumeStatus | None = None) -> None:
@@ -154,6 +211,23 @@ def choose_attachment(volume: Volume, host: str | None, instance: str | None) ->
         places = ", ".join(a.place for a in fitting)
         raise InvalidInput(volume.title, f"is attached to {places}: name the host and the instance")
     return fitting[0]
+
+
+def _make(site: Site, driver: Driver, volume: Volume, source: Source) -> str:
+    """Make a volume in the way that was asked for, the one it is a copy of being left alone by others."""
+    kind: type[object] = driver.volume_options_type
+    options = read_options(kind, site.store.creation_options(volume), "volume option")
+    if source.reference is not None:
+        return able(site.driver(volume), Manages, volume.title).manage_existing(
+            volume, source.reference, options
+        )
+    if source.volume_id is None:
+        return driver.create_volume(volume, options)
+    origin = site.store.volume(source.volume_id)
+    snapshot = next((each for each in origin.snapshots if each.id == source.snapshot_id), None)
+    if source.snapshot_id is not None and snapshot is None:
+        raise NotFound("snapshot", source.snapshot_id, f" of {origin.title}")
+    return able(driver, Clones, volume.title).clone_volume(volume, options, origin, snapshot)
 
 
 def _undo_create(site: Site, volume: Volume, driver: Driver, *, nothing_made: bool) -> None:

@@ -17,13 +17,25 @@ from voldrivers.model import (
     Extend,
     Message,
     Phase,
+    Snapshot,
+    SnapshotStatus,
+    Source,
     Volume,
     VolumeStatus,
 )
 
 INSERT_VOLUME = (
-    "INSERT INTO volumes (id, name, backend, size_bytes, status, multi_attach, options)"
-    " VALUES (:id, :name, :backend, :size_bytes, :status, :multi_attach, :options)"
+    "INSERT INTO volumes (id, name, backend, size_bytes, status, multi_attach, options,"
+    " source_volume_id, source_snapshot_id, reference) VALUES (:id, :name, :backend, :size_bytes,"
+    " :status, :multi_attach, :options, :source_volume_id, :source_snapshot_id, :reference)"
+)
+INSERT_SNAPSHOT = (
+    "INSERT INTO snapshots (id, name, volume_id, size_bytes, status)"
+    " VALUES (:id, :name, :volume_id, :size_bytes, :status)"
+)
+UPDATE_SNAPSHOT = (
+    "UPDATE snapshots SET size_bytes = :size_bytes, status = :status, provider_data = :provider_data"
+    " WHERE id = :id"
 )
 INSERT_ATTACHMENT = (
     "INSERT INTO attachments (id, volume_id, host, instance, monitor, state, instance_process)"
@@ -47,7 +59,7 @@ Value = TypeVar("Value")
 Values = dict[str, str | int | None]
 
 
-def of_volume(volume: Volume, options: Mapping[str, object]) -> Values:
+def of_volume(volume: Volume, options: Mapping[str, object], source: Source) -> Values:
     """Give the columns of a volume that is about to be created."""
     return {
         "id": volume.id,
@@ -57,6 +69,21 @@ def of_volume(volume: Volume, options: Mapping[str, object]) -> Values:
         "status": volume.status,
         "multi_attach": volume.multi_attach,
         "options": json.dumps(dict(options)),
+        "source_volume_id": source.volume_id,
+        "source_snapshot_id": source.snapshot_id,
+        "reference": source.reference,
+    }
+
+
+def of_snapshot(snapshot: Snapshot) -> Values:
+    """Give the columns of a snapshot."""
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "volume_id": snapshot.volume_id,
+        "size_bytes": snapshot.size_bytes,
+        "status": snapshot.status,
+        "provider_data": snapshot.provider_data,
     }
 
 
@@ -93,8 +120,8 @@ def of_extend(extend: Extend) -> Values:
     }
 
 
-def to_volume(row: Row, attachments: list[Attachment]) -> Volume:
-    """Make a volume of its row and its attachments. Raises BackendError for a row that makes no sense."""
+def to_volume(row: Row, attachments: list[Attachment], snapshots: list[Snapshot]) -> Volume:
+    """Make a volume of its rows. Raises BackendError for a row that makes no sense."""
     with _sense(row, "a volume"):
         return Volume(
             id=_text(row, "id"),
@@ -106,6 +133,7 @@ def to_volume(row: Row, attachments: list[Attachment]) -> Volume:
             multi_attach=bool(_count(row, "multi_attach")),
             provider_data=_text(row, "provider_data"),
             attachments=tuple(attachments),
+            snapshots=tuple(snapshots),
             extend_new_size_bytes=_given(row, "extend_new_size_bytes", _count),
         )
 
@@ -117,6 +145,29 @@ def to_options(row: Row) -> dict[str, object]:
         if not isinstance(options, dict):
             raise ValueError(f"options is {options!r}")
         return options
+
+
+def to_source(row: Row) -> Source:
+    """Read where the content of a volume comes from. Raises BackendError as `to_volume`."""
+    with _sense(row, "the source of a volume"):
+        return Source(
+            volume_id=_given(row, "source_volume_id", _text),
+            snapshot_id=_given(row, "source_snapshot_id", _text),
+            reference=_given(row, "reference", _text),
+        )
+
+
+def to_snapshot(row: Row) -> Snapshot:
+    """Make a snapshot of its row. Raises BackendError as `to_volume`."""
+    with _sense(row, "a snapshot"):
+        return Snapshot(
+            id=_text(row, "id"),
+            name=_text(row, "name"),
+            volume_id=_text(row, "volume_id"),
+            size_bytes=_count(row, "size_bytes"),
+            status=SnapshotStatus(row["status"]),
+            provider_data=_text(row, "provider_data"),
+        )
 
 
 def to_attachment(row: Row) -> Attachment:

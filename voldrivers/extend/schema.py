@@ -60,4 +60,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX messages_of ON messages (volume_id)",
     ),
     ("ALTER TABLE attachments ADD COLUMN connector TEXT",),
+    (
+        """CREATE TABLE snapshots (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            volume_id TEXT NOT NULL REFERENCES volumes (id) ON DELETE RESTRICT,
+            size_bytes INTEGER NOT NULL,
+            status TEXT NOT NULL,
+            provider_data TEXT NOT NULL DEFAULT ''
+        ) STRICT""",
+        "CREATE INDEX snapshots_of ON snapshots (volume_id)",
+        # Where the content of a volume comes from; looked at while it is being made.
+        "ALTER TABLE volumes ADD COLUMN source_volume_id TEXT",
+        "ALTER TABLE volumes ADD COLUMN source_snapshot_id TEXT",
+        "ALTER TABLE volumes ADD COLUMN reference TEXT",
+    ),
 )

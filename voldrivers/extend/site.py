@@ -13,7 +13,7 @@ from voldrivers.config import Policy
 from voldrivers.errors import InvalidInput, InvalidState, NotFound
 from voldrivers.extend.store import Store
 from voldrivers.locks import exclusive
-from voldrivers.model import Volume, VolumeStatus, utc_now
+from voldrivers.model import SnapshotStatus, Volume, VolumeStatus, utc_now
 from voldrivers.process import marked
 
 Thing = TypeVar("Thing")
@@ -69,6 +69,13 @@ class Site:
             yield self.store.volume(volume.id)
 
     @contextmanager
+    def locked(self, name: str) -> Iterator[Volume]:
+        """Hold a volume's lock while a copy of it is made, and give it as it is then, as `working_on`."""
+        volume = self.store.volume(name)
+        with exclusive(self.lock_dir, f"volume-{volume.id}", volume.title):
+            yield self.store.volume(volume.id)
+
+    @contextmanager
     def exclusively(self, volume: Volume) -> Iterator[None]:
         """Hold a volume's lock; programs started meanwhile are marked as working on it."""
         with exclusive(self.lock_dir, f"volume-{volume.id}", volume.title), marked(volume.id):
@@ -98,9 +105,13 @@ class Loaded(Mapping[str, Thing]):
 
 
 def expect(volume: Volume, *allowed: VolumeStatus) -> None:
-    """Refuse a volume in another status. Raises InvalidState."""
+    """Refuse a volume in another status, or with a snapshot that is not finished. Raises InvalidState."""
     if volume.status not in allowed:
         raise InvalidState(volume.title, volume.status, " or ".join(allowed))
+    for snapshot in volume.snapshots:
+        if snapshot.status is not SnapshotStatus.AVAILABLE:
+            state = f"with {snapshot.title}, which is {snapshot.status}"
+            raise InvalidState(volume.title, state, "finished with it (`resume`)")
 
 
 def _named(things: Mapping[str, Thing], name: str | None, kind: str) -> Thing:

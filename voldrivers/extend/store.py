@@ -18,6 +18,9 @@ from voldrivers.model import (
     Extend,
     Message,
     Phase,
+    Snapshot,
+    SnapshotStatus,
+    Source,
     Volume,
     VolumeStatus,
     utc_now,
@@ -40,12 +43,17 @@ class Store:
     # --- volumes
 
     def volumes(self) -> tuple[Volume, ...]:
-        """Every volume with its attachments, by name; two queries however many there are."""
+        """Every volume with its attachments and snapshots, by name; three queries however many there are."""
         attached: dict[str, list[Attachment]] = {}
         for row in self.database.all("SELECT * FROM attachments ORDER BY rowid"):
             attached.setdefault(row["volume_id"], []).append(records.to_attachment(row))
+        kept: dict[str, list[Snapshot]] = {}
+        for row in self.database.all("SELECT * FROM snapshots ORDER BY rowid"):
+            kept.setdefault(row["volume_id"], []).append(records.to_snapshot(row))
         rows = self.database.all("SELECT * FROM volumes ORDER BY name")
-        return tuple(records.to_volume(row, attached.get(row["id"], [])) for row in rows)
+        return tuple(
+            records.to_volume(row, attached.get(row["id"], []), kept.get(row["id"], [])) for row in rows
+        )
 
     def volume(self, name_or_id: str) -> Volume:
         """One volume by name, else by id. Raises NotFound."""
@@ -53,23 +61,34 @@ class Store:
         row = self.database.one(by_name, name_or_id)
         if row is None:
             raise NotFound("volume", name_or_id)
-        rows = self.database.all("SELECT * FROM attachments WHERE volume_id = ? ORDER BY rowid", row["id"])
-        return records.to_volume(row, [records.to_attachment(r) for r in rows])
+        attached = self.database.all(
+            "SELECT * FROM attachments WHERE volume_id = ? ORDER BY rowid", row["id"]
+        )
+        kept = self.database.all("SELECT * FROM snapshots WHERE volume_id = ? ORDER BY rowid", row["id"])
+        return records.to_volume(
+            row, [records.to_attachment(r) for r in attached], [records.to_snapshot(r) for r in kept]
+        )
 
-    def add_volume(self, volume: Volume, options: Mapping[str, object]) -> None:
-        """Record a volume that is about to be created. Raises InvalidState when the name is taken."""
+    def add_volume(self, volume: Volume, options: Mapping[str, object], source: Source | None = None) -> None:
+        """Record a volume that is about to be there. Raises InvalidState when the name is taken."""
         with self.database.transaction():
             if self.database.one("SELECT 1 FROM volumes WHERE name = ?1 OR id = ?1", volume.name):
                 raise InvalidState(volume.title, "there already", "a name that is not taken")
-            self.database.change(records.INSERT_VOLUME, records.of_volume(volume, options))
+            values = records.of_volume(volume, options, source or Source())
+            self.database.change(records.INSERT_VOLUME, values)
 
     def creation_options(self, volume: Volume) -> dict[str, object]:
         """The options that a volume was asked for with, to create it again after a crash."""
         row = self.database.one("SELECT options FROM volumes WHERE id = ?", volume.id)
         return {} if row is None else records.to_options(row)
 
+    def source(self, volume: Volume) -> Source:
+        """Where the content of a volume was said to come from."""
+        row = self.database.one("SELECT * FROM volumes WHERE id = ?", volume.id)
+        return Source() if row is None else records.to_source(row)
+
     def volume_created(self, volume: Volume, provider_data: str, backend_bytes: int) -> None:
-        """Publish a created volume; its size is the one that the backend really has."""
+        """Publish a volume as available; its size is the one that the backend really has."""
         with self.database.transaction():
             self.database.change(
                 "UPDATE volumes SET status = ?, provider_data = ?, size_bytes = ?3, backend_bytes = ?3"
@@ -77,24 +96,91 @@ class Store:
                 (VolumeStatus.AVAILABLE, provider_data, backend_bytes, volume.id),
             )
 
-    def begin_delete(self, volume: Volume) -> None:
-        """Mark a volume as being deleted. Raises InvalidState unless it is detached and idle."""
+    def begin_removal(self, volume: Volume, status: VolumeStatus) -> None:
+        """Mark a volume as being deleted or unmanaged.
+
+        Raises InvalidState unless it is detached and idle, without snapshots, and nobody is made of it.
+        """
         with self.database.transaction():
             self._expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.ERROR_EXTENDING)
             if self.database.one("SELECT 1 FROM attachments WHERE volume_id = ?", volume.id):
                 raise InvalidState(volume.title, "attached", "detached")
-            self._set_status(volume.id, VolumeStatus.DELETING)
+            rows = self.database.all("SELECT name FROM snapshots WHERE volume_id = ?", volume.id)
+            if rows:
+                having = f"with the snapshots {', '.join(str(row['name']) for row in rows)}"
+                raise InvalidState(volume.title, having, "without snapshots")
+            self._expect_no_clone(volume.title, volume.id)
+            self._set_status(volume.id, status)
 
     def keep(self, volume: Volume, status: VolumeStatus) -> None:
-        """Take a delete back that the backend refused."""
+        """Take a removal back that the backend refused."""
         with self.database.transaction():
-            self._expect(volume, VolumeStatus.DELETING)
+            self._expect(volume, VolumeStatus.DELETING, VolumeStatus.UNMANAGING)
             self._set_status(volume.id, status)
 
     def remove_volume(self, volume: Volume) -> None:
         """Forget a volume and everything recorded about it."""
         with self.database.transaction():
             self.database.change("DELETE FROM volumes WHERE id = ?", (volume.id,))
+
+    # --- snapshots
+
+    def snapshot(self, name_or_id: str) -> Snapshot:
+        """One snapshot by name, else by id. Raises NotFound."""
+        by_name = "SELECT * FROM snapshots WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC"
+        row = self.database.one(by_name, name_or_id)
+        if row is None:
+            raise NotFound("snapshot", name_or_id)
+        return records.to_snapshot(row)
+
+    def add_snapshot(self, snapshot: Snapshot) -> None:
+        """Record a snapshot that is about to be taken. Raises InvalidState when the name is taken."""
+        with self.database.transaction():
+            if self.database.one("SELECT 1 FROM snapshots WHERE name = ?1 OR id = ?1", snapshot.name):
+                raise InvalidState(snapshot.title, "there already", "a name that is not taken")
+            self.database.change(records.INSERT_SNAPSHOT, records.of_snapshot(snapshot))
+
+    def snapshot_taken(self, volume: Volume, snapshot: Snapshot) -> None:
+        """Publish a snapshot, with what its driver remembers of the volume and where hosts have that now."""
+        with self.database.transaction():
+            self.database.change(records.UPDATE_SNAPSHOT, records.of_snapshot(snapshot))
+            remembered = "UPDATE volumes SET provider_data = ? WHERE id = ?"
+            self.database.change(remembered, (volume.provider_data, volume.id))
+            for attachment in volume.attachments:
+                self.database.change(records.UPDATE_ATTACHMENT, records.of_attachment(attachment))
+
+    def begin_snapshot_removal(self, snapshot: Snapshot) -> None:
+        """Mark a snapshot as being deleted. Raises InvalidState while a volume is being made of it."""
+        with self.database.transaction():
+            self._expect_no_clone(snapshot.title, snapshot.id)
+            self._set_snapshot_status(snapshot, SnapshotStatus.DELETING)
+
+    def keep_snapshot(self, snapshot: Snapshot) -> None:
+        """Take a removal back that the backend refused."""
+        with self.database.transaction():
+            self._set_snapshot_status(snapshot, SnapshotStatus.AVAILABLE)
+
+    def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Forget a snapshot."""
+        with self.database.transaction():
+            self.database.change("DELETE FROM snapshots WHERE id = ?", (snapshot.id,))
+
+    def begin_revert(self, volume: Volume, snapshot: Snapshot) -> None:
+        """Mark a volume as being reverted. Raises InvalidState unless it is available."""
+        with self.database.transaction():
+            self._expect(volume, VolumeStatus.AVAILABLE)
+            self._set_status(volume.id, VolumeStatus.REVERTING)
+            self._set_snapshot_status(snapshot, SnapshotStatus.RESTORING)
+
+    def end_revert(self, volume: Volume, snapshot: Snapshot) -> None:
+        """Publish a volume with its size as available, what it was before or what its snapshot is."""
+        with self.database.transaction():
+            self._set_status(volume.id, VolumeStatus.AVAILABLE)
+            self.database.change(
+                "UPDATE volumes SET provider_data = ?, size_bytes = ?2, backend_bytes = ?2 WHERE id = ?3",
+                (volume.provider_data, volume.size_bytes, volume.id),
+            )
+            self._set_snapshot_status(snapshot, SnapshotStatus.AVAILABLE)
 
     # --- attachments
 
@@ -189,6 +275,19 @@ class Store:
             self._note(volume.id, text)
 
     # --- inside a transaction
+
+    def _expect_no_clone(self, title: str, source_id: str) -> None:
+        found = self.database.one(
+            "SELECT name FROM volumes"
+            " WHERE (source_volume_id = ?1 OR source_snapshot_id = ?1) AND status = ?2",
+            source_id,
+            VolumeStatus.CREATING,
+        )
+        if found is not None:
+            raise InvalidState(title, f"copied to volume {found['name']}", "left alone until that has ended")
+
+    def _set_snapshot_status(self, snapshot: Snapshot, status: SnapshotStatus) -> None:
+        self.database.change("UPDATE snapshots SET status = ? WHERE id = ?", (status, snapshot.id))
 
     def _expect(self, volume: Volume, *allowed: VolumeStatus) -> None:
         row = self.database.one("SELECT status FROM volumes WHERE id = ?", volume.id)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ _RESIZABLE = ("running", "paused", "prelaunch")
 _NO_MIGRATION = ("none", "cancelled", "failed")
 
 #: The formats in which a volume's file could be opened; other drivers are filters and protocols.
-_FORMATS = frozenset(["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks", "parallels"])
+FORMATS = frozenset(["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks", "parallels"])
 
 #: What QEMU says when the state of the node or its file forbids a resize, and what it must be instead.
 _REFUSALS = (
@@ -52,21 +52,51 @@ def disk_id(volume_id: str) -> str:
 
     A volume id may be longer, so it is its digest, of 108 bits.
     """
-    return f"vol-{sha256(volume_id.encode()).hexdigest()[:27]}"
+    return f"vol-{_digest(volume_id, 27)}"
 
 
-def find(monitor: Monitor, volume_id: str, path: Path) -> list[BlockNode]:
-    """Find the nodes, anew at each call: of our disk, then of every other disk with the file; none if none.
+def node_name(volume_id: str, path: Path) -> str:
+    """Name the node of one file of a volume, under the same rule; all of them begin alike."""
+    return f"{_prefix(volume_id)}-{_digest(path.name, 8)}"
+
+
+def file_node_name(volume_id: str, path: Path) -> str:
+    """Name the node below that one, for the file itself."""
+    return f"{_prefix(volume_id)}-{_digest(f'file {path.name}', 8)}"
+
+
+def is_ours(name: str, volume_id: str) -> bool:
+    """Tell whether a node has a name that we give for a volume."""
+    return name.startswith(f"{_prefix(volume_id)}-")
+
+
+def find(monitor: Monitor, volume_id: str, *paths: Path) -> list[BlockNode]:
+    """Find the nodes, anew at each call: of our disk, then of every other disk with a file; none if none.
 
     Always the top ones: resizing a node below a filter leaves the guest with the old size. Raises
-    InvalidState when our disk meanwhile stores its blocks elsewhere (an external snapshot, a mirror).
+    InvalidState when our disk meanwhile stores its blocks in none of `paths` (another's snapshot, a mirror).
     """
     nodes = list(_nodes(monitor))
     ours = [n for n in nodes if n.disk.startswith(f"/machine/peripheral/{disk_id(volume_id)}/")]
     for node in ours:
-        if not _same_file(node.file, path):
-            raise InvalidState(f"block node {node.name}", f"stored in {node.file}", f"stored in {path}")
-    return ours + [node for node in nodes if node not in ours and _same_file(node.file, path)]
+        if not any(is_stored_in(node, volume_id, path) for path in paths):
+            needed = f"stored in {' or '.join(map(str, paths))}"
+            raise InvalidState(f"block node {node.name}", f"stored in {node.file}", needed)
+    others = (node for node in nodes if node not in ours)
+    return ours + [node for node in others if any(is_stored_in(node, volume_id, path) for path in paths)]
+
+
+def is_stored_in(node: BlockNode, volume_id: str, path: Path) -> bool:
+    """Tell whether a node's own blocks, not those of layers below, are in a file.
+
+    Over many layers QEMU cuts the file's name; then the node's has to do, which we gave it with the file.
+    """
+    return is_same_file(node.file, path) or node.name == node_name(volume_id, path)
+
+
+def is_same_file(name: str, path: Path) -> bool:
+    """Tell whether QEMU's name of a file is that of one here."""
+    return name == str(path) or os.path.realpath(name) == os.path.realpath(path)
 
 
 def check_identity(
@@ -110,6 +140,62 @@ def resize(monitor: Monitor, node: BlockNode, size_bytes: int, timeout_s: float)
         raise _refusal(monitor, node, size_bytes, error.reason) from error
 
 
+def add(
+    monitor: Monitor,
+    volume_id: str,
+    path: Path,
+    driver: str,
+    file: Mapping[str, object],
+    *,
+    backing: str | None = None,
+) -> str:
+    """Open a layer, its file as a node by itself; give the name of the layer's. Raises BackendError.
+
+    A file that QEMU opened along with its layer is opened anew when the layer is reopened (blockdev-reopen),
+    and once more in the middle of the guest's requests, which fail then: EBADF, seen with QEMU 7.2.
+    """
+    name, file_name = node_name(volume_id, path), file_node_name(volume_id, path)
+    monitor.execute("blockdev-add", {"node-name": file_name, **file})
+    try:
+        layer: dict[str, object] = {"node-name": name, "driver": driver, "file": file_name}
+        monitor.execute("blockdev-add", layer | ({} if driver == "raw" else {"backing": backing}))
+    except BackendError:
+        close_node(monitor, file_name)
+        raise
+    return name
+
+
+def close(monitor: Monitor, volume_id: str) -> bool:
+    """Close every node of a volume that nobody uses; tell whether none is left."""
+    while names := _names(monitor, volume_id):
+        closed = [name for name in names if close_node(monitor, name)]
+        if not closed:  # what lies below another one can be closed after it
+            return False
+    return True
+
+
+def close_node(monitor: Monitor, name: str) -> bool:
+    """Close a node; tell whether it is gone."""
+    try:
+        monitor.execute("blockdev-del", {"node-name": name})
+    except BackendError as error:
+        return "Failed to find node" in error.reason
+    return True
+
+
+def _digest(text: str, length: int) -> str:
+    return sha256(text.encode()).hexdigest()[:length]
+
+
+def _prefix(volume_id: str) -> str:
+    return f"vol-{_digest(volume_id, 18)}"
+
+
+def _names(monitor: Monitor, volume_id: str) -> list[str]:
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    return [node["node-name"] for node in nodes if is_ours(node["node-name"], volume_id)]
+
+
 def _nodes(monitor: Monitor) -> Iterator[BlockNode]:
     """List the disks with a medium. QEMU's `query-block` leaves out filters that jobs insert."""
     for entry in monitor.execute("query-block"):
@@ -120,7 +206,7 @@ def _nodes(monitor: Monitor) -> Iterator[BlockNode]:
             yield BlockNode(
                 name=inserted["node-name"],
                 disk=entry.get("qdev", ""),
-                file=_file(inserted["file"]),
+                file=file_of(inserted["file"]),
                 driver=inserted["drv"],
                 size_bytes=size_bytes,
                 read_only=inserted["ro"],
@@ -130,8 +216,8 @@ def _nodes(monitor: Monitor) -> Iterator[BlockNode]:
 def _is_filtered(monitor: Monitor, path: Path, image_format: str) -> bool:
     """Tell whether the node with the format lies below filters: throttle, copy-on-read and their like."""
     nodes = monitor.execute("query-named-block-nodes", {"flat": True})
-    formats = {node["drv"] for node in nodes if _same_file(_file(node["file"]), path)}
-    return image_format in formats and not formats & (_FORMATS - {image_format})
+    formats = {node["drv"] for node in nodes if is_same_file(file_of(node["file"]), path)}
+    return image_format in formats and not formats & (FORMATS - {image_format})
 
 
 def _has_other_file(pid: int, path: Path) -> bool:
@@ -149,18 +235,17 @@ def _has_other_file(pid: int, path: Path) -> bool:
     return not any(o.st_ino == here.st_ino and (o.st_dev == here.st_dev or not local) for o in opened)
 
 
-def _file(filename: str) -> str:
-    """Give the file's name from QEMU's, which for a filter node is `json:` and its options, nested."""
+def file_of(filename: str) -> str:
+    """Give the file's name from QEMU's, which for a filter or a layer is `json:` and its options, nested."""
     if not filename.startswith("json:"):
         return filename
-    options: Any = json.loads(filename.removeprefix("json:"))  # Any: as nested as the nodes are
+    try:
+        options: Any = json.loads(filename.removeprefix("json:"))  # Any: as nested as the nodes are
+    except ValueError:  # cut off
+        return filename
     while isinstance(options, dict) and "filename" not in options:
         options = options.get("file")
     return str(options["filename"]) if options else filename
-
-
-def _same_file(name: str, path: Path) -> bool:
-    return name == str(path) or os.path.realpath(name) == os.path.realpath(path)
 
 
 def _user(monitor: Monitor, node: BlockNode) -> str:

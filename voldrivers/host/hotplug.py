@@ -29,18 +29,17 @@ def plug(monitor: Monitor, volume: Volume, medium: Medium, qemu_pid: int | None)
         for node in nodes:
             blocknode.check_identity(monitor, node, medium.path, medium.format, qemu_pid)
         return
-    name = blocknode.disk_id(volume.id)
-    _delete_node(monitor, name)  # left by a plug that was killed half-way
-    _add_node(monitor, name, medium)
+    blocknode.close(monitor, volume.id)  # what a plug left that was killed half-way
     try:
+        name = _add_nodes(monitor, volume, medium)
         _add_disk(monitor, name, volume)
     except (BackendError, InvalidState):
-        _delete_node(monitor, name)
+        blocknode.close(monitor, volume.id)
         raise
 
 
 def unplug(monitor: Monitor, volume: Volume, path: Path, timeout_s: float) -> None:
-    """Take disk and node out; what is not there is no error.
+    """Take disk and nodes out; what is not there is no error.
 
     Raises InvalidState when the guest has not let go of the disk within `timeout_s`, or uses the
     file through a disk that was not plugged by us; OutcomeUnknown.
@@ -48,27 +47,31 @@ def unplug(monitor: Monitor, volume: Volume, path: Path, timeout_s: float) -> No
     name = blocknode.disk_id(volume.id)
     if name in _children(monitor, "/machine/peripheral"):
         _remove_disk(monitor, name, timeout_s)
-    # The node is free a moment after its disk has gone: QEMU ends it from a callback.
-    process.wait_until(lambda: _delete_node(monitor, name), timeout_s, f"{name} to be closed")
+    # The nodes are free a moment after their disk has gone: QEMU ends it from a callback.
+    process.wait_until(lambda: blocknode.close(monitor, volume.id), timeout_s, f"{name} to be closed")
     if foreign := blocknode.find(monitor, volume.id, path):
         used = f"used through disk {foreign[0].disk}"
         raise InvalidState(f"file {path}", used, "unplugged by who plugged it")
 
 
-def _add_node(monitor: Monitor, name: str, medium: Medium) -> None:
-    node = {"node-name": name, "driver": medium.format, "file": medium.node()}
+def _add_nodes(monitor: Monitor, volume: Volume, medium: Medium) -> str:
+    name: str | None = None
     try:
-        monitor.execute("blockdev-add", node)
+        for each in (*reversed(medium.lower()), medium):
+            name = blocknode.add(monitor, volume.id, each.path, each.format, each.node(), backing=name)
     except BackendError as error:
         if "lock" in error.reason:
             raise InvalidState(
                 f"file {medium.path}", f"held by another process ({error.reason})", "free"
             ) from error
         raise
+    assert name is not None
+    return name
 
 
-def _add_disk(monitor: Monitor, name: str, volume: Volume) -> None:
-    disk = {"driver": "virtio-blk-pci", "id": name, "drive": name, "serial": serial(volume.id)}
+def _add_disk(monitor: Monitor, node: str, volume: Volume) -> None:
+    name = blocknode.disk_id(volume.id)
+    disk = {"driver": "virtio-blk-pci", "id": name, "drive": node, "serial": serial(volume.id)}
     try:
         monitor.execute("device_add", disk | _place(monitor) | {"share-rw": volume.multi_attach})
     except BackendError as error:
@@ -109,12 +112,3 @@ def _remove_disk(monitor: Monitor, name: str, timeout_s: float) -> None:
     except OutcomeUnknown as error:
         kept = f"kept by the guest, which was asked {timeout_s:g} seconds ago"
         raise InvalidState(f"disk {name}", kept, "unmounted and released there") from error
-
-
-def _delete_node(monitor: Monitor, name: str) -> bool:
-    """Close the node; tell whether it is gone."""
-    try:
-        monitor.execute("blockdev-del", {"node-name": name})
-    except BackendError as error:
-        return "Failed to find node" in error.reason
-    return True

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from voldrivers.abilities import Layers, Merge
 from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
@@ -13,7 +14,7 @@ from voldrivers.errors import (
     OutcomeUnknown,
     VolDriverError,
 )
-from voldrivers.host import blocknode, guestagent, hotplug, instance, media
+from voldrivers.host import blocknode, guestagent, hotplug, instance, layers, media, merging
 from voldrivers.host.qmp import Monitor
 from voldrivers.model import (
     Attachment,
@@ -48,7 +49,7 @@ class LocalOptions:
     )
 
 
-class LocalHost(Host):
+class LocalHost(Host, Layers):
     """The machine this runs on. Its instances are QEMUs with a QMP socket of their own.
 
     Before anything is asked of a QEMU its medium must have answered: on a dead hard mount a mere
@@ -134,6 +135,21 @@ class LocalHost(Host):
             for node in self._nodes(monitor, volume, attachment):
                 blocknode.check_resizable(monitor, node)
                 self._resize(monitor, node, volume, attachment, extend)
+
+    def switch(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        """Connect; have a running QEMU go on in the overlay that is there."""
+        path = self.connect(volume, attachment, connection_info)
+        if attachment.monitor and not instance.is_gone(attachment):
+            then = replace(attachment, connection_info=connection_info, device_path=path)
+            with self.hold(attachment), self._asked(attachment) as monitor:
+                now, pid = self._medium(attachment), instance.qemu_pid(attachment)
+                layers.switch(monitor, volume, now, self._medium(then), pid)
+        return path
+
+    def merge(self, volume: Volume, attachment: Attachment, merge: Merge) -> int:
+        """Have QEMU stream into a layer; files are beside the one that the attachment has."""
+        with self._asked(attachment) as monitor:
+            return merging.merge(monitor, volume, self._medium(attachment), merge)
 
     def cancel(self, extend: Extend, attachment: Attachment) -> None:
         """Return when QEMU answers a new connection: no earlier request can then take effect any more.

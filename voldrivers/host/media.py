@@ -1,8 +1,9 @@
 """What lies behind an attachment on this host: a file on a share, or a block device."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voldrivers import filesystem
@@ -41,13 +42,20 @@ class Medium(ABC):
     def node(self) -> Mapping[str, object]:
         """Give QEMU's options for what stores the blocks (blockdev-add)."""
 
+    def lower(self) -> Sequence["Medium"]:
+        """Give what this lies on, if it lies on others: the topmost of them first."""
+        return ()
+
     @abstractmethod
     def rows(self, place: str, expected_bytes: int) -> Ledger:
         """Give this host's own layers of the size ledger."""
 
 
+@dataclass(frozen=True)
 class FileMedium(Medium):
-    """A file; whoever opens it sees its size."""
+    """A file; whoever opens it sees its size. It lies on `below`, files beside it with their formats."""
+
+    below: tuple[tuple[str, str], ...] = ()
 
     def check_answers(self) -> None:
         filesystem.room(self.run, self.path.parent)
@@ -64,6 +72,13 @@ class FileMedium(Medium):
 
     def node(self) -> Mapping[str, object]:
         return {"driver": "file", "filename": str(self.path), "locking": "on"}
+
+    def lower(self) -> Sequence[Medium]:
+        """Give every file below with its format, so that QEMU believes no header."""
+        return [
+            replace(self, path=self.path.with_name(name), format=image_format, below=())
+            for name, image_format in self.below
+        ]
 
     def rows(self, place: str, expected_bytes: int) -> Ledger:
         """Give none: the file itself is a row of its driver."""
@@ -184,7 +199,7 @@ def medium_of(run: Run, attachment: Attachment) -> Medium:
         return BlockMedium(run, Path(path), "raw", read_properties(info.properties).luns)
     if info.driver_volume_type == "nvmeof":
         return NVMeMedium(run, Path(path), "raw", nvmepaths.read_properties(info.properties))
-    return FileMedium(run, Path(path), info.properties["format"])
+    return FileMedium(run, Path(path), info.properties["format"], _below(info))
 
 
 def _file(run: Run, host: str, connection_info: ConnectionInfo) -> Path:
@@ -197,9 +212,25 @@ def _file(run: Run, host: str, connection_info: ConnectionInfo) -> Path:
     from voldrivers.nfs import share
 
     name, base = properties["name"], Path(properties["mount_point_base"])
+    _check_name(name)
+    return share.mount(run, properties["export"], properties["options"], base) / name
+
+
+def _below(connection_info: ConnectionInfo) -> tuple[tuple[str, str], ...]:
+    """Read `layers`: names in the same share with their formats, the uppermost first. Raises InvalidInput."""
+    given = connection_info.properties.get("layers", "[]")
+    try:
+        layers = tuple((str(name), str(image_format)) for name, image_format in json.loads(given))
+    except (ValueError, TypeError) as error:
+        raise InvalidInput("layers of a volume", f"must be names with formats, not {given}") from error
+    for name, _ in layers:
+        _check_name(name)
+    return layers
+
+
+def _check_name(name: str) -> None:
     if "/" in name or name in ("", ".", ".."):
         raise InvalidInput(f"file name {name!r}", "must name a file in its share")
-    return share.mount(run, properties["export"], properties["options"], base) / name
 
 
 def _note(path: blockdev.DevicePath | nvmepaths.Controller) -> str:

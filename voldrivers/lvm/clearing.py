@@ -9,10 +9,11 @@ _SLOWEST_BYTES_PER_S, _LEAST_S = 8 * MiB, 60.0
 _STEP_BYTES = 64 * MiB
 
 
-def clear(run: Run, path: str, size_bytes: int) -> None:
-    """Write zeroes to all of a device (blkdiscard(8), BLKZEROOUT: a discard promises none).
+def clear(run: Run, path: str, size_bytes: int, from_bytes: int = 0) -> None:
+    """Write zeroes to a device from an offset on (blkdiscard(8), BLKZEROOUT: a discard promises none).
 
     May be repeated. Raises CommandFailed, OutcomeUnknown.
     """
-    argv = ["blkdiscard", "--zeroout", "--force", "--step", str(_STEP_BYTES), path]
-    run(argv, timeout_s=_LEAST_S + size_bytes / _SLOWEST_BYTES_PER_S)
+    where = ["--offset", str(from_bytes), path]
+    argv = ["blkdiscard", "--zeroout", "--force", "--step", str(_STEP_BYTES), *where]
+    run(argv, timeout_s=_LEAST_S + (size_bytes - from_bytes) / _SLOWEST_BYTES_PER_S)

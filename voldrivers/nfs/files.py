@@ -38,6 +38,9 @@ _HELD = re.compile(r'Failed to get (shared )?"[\w ]+" lock')
 #: What `_leading_to` gives.
 _OPEN_FILE = re.compile(r"/proc/\d+/fd/\d+")
 
+#: What `_temporary` gives.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.new")
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Path]:
@@ -66,10 +69,26 @@ def new_file(path: Path) -> Iterator[Path]:
     with scratch_file(path) as file:
         yield file
         with typed_errors(f"file {path}"), _directory(path.parent) as share:
-            _sync(file)
+            sync(file)
             # A directory fd makes Python call linkat(AT_SYMLINK_FOLLOW), which links the file held open.
             os.link(file, path.name, src_dir_fd=share, dst_dir_fd=share, follow_symlinks=True)
             os.fsync(share)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give an empty file to fill; it takes the place of `path`, durable, if the context ends well.
+
+    Raises BackendError when somebody put another file in its place meanwhile.
+    """
+    with scratch_file(path) as file:
+        yield file
+        with typed_errors(f"file {path}"), _directory(path.parent) as share:
+            sync(file)
+            os.rename(_temporary(path), path)
+            os.fsync(share)
+            if not os.path.samestat(os.stat(file), os.lstat(path)):
+                raise BackendError(f"file {path}", "is not the one that was put there")
 
 
 @contextmanager
@@ -91,11 +110,47 @@ def clean(path: Path) -> None:
         _temporary(path).unlink(missing_ok=True)
 
 
+def sync(file: Path) -> None:
+    """Have a `file` (as `opened` gives it) be on disk."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def remove(path: Path) -> None:
     """Remove a file, durably; nothing there is no error."""
     with typed_errors(f"file {path}"), _directory(path.parent) as share:
         path.unlink(missing_ok=True)
         os.fsync(share)
+
+
+def rename(path: Path, new_path: Path) -> None:
+    """Give a file that is held by nobody another name, durably; never replaces another file. May be repeated.
+
+    By link(2), as `new_file` does, so for a moment it has both names. Raises InvalidState for a taken name.
+    """
+    with typed_errors(f"file {new_path}"), _directory(path.parent) as share:
+        if not is_same(path, new_path):
+            os.link(path.name, new_path.name, src_dir_fd=share, dst_dir_fd=share, follow_symlinks=False)
+        os.fsync(share)
+        path.unlink(missing_ok=True)
+        os.fsync(share)
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Tell whether both are names of one file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
+def meant_by(name: str) -> str:
+    """Give the name that a file has, or would have had if a killed `scratch_file` had ended."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match else name
 
 
 def check_writable(path: Path, file: Path) -> None:
@@ -161,14 +216,6 @@ _KINDS: dict[int, _Kind] = {
 
 def _leading_to(fd: int) -> Path:
     return Path(f"/proc/{os.getpid()}/fd/{fd}")
-
-
-def _sync(file: Path) -> None:
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _temporary(path: Path) -> Path:

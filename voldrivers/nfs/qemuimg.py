@@ -5,12 +5,13 @@ A format is always given and never probed: a guest can write a qcow2 header into
 """
 
 import errno
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from voldrivers.base import Run
-from voldrivers.errors import BackendError, CommandFailed, NotSupported
+from voldrivers.errors import CommandFailed, NotSupported
 
 #: A crafted image can make qemu-img eat memory and time (CVE-2015-5162), so it runs inside limits; the
 #: figures are those of Cinder and Nova. prlimit(1) costs 1 ms, oslo.concurrency's own way 22 ms.
@@ -18,6 +19,11 @@ _LIMITED = ("prlimit", "--as=1073741824", "--cpu=30", "--")
 _ANSWER_S = 60.0
 #: Allocation can be slow: the file system may have to write every block (tmpfs, some NFS servers).
 _ALLOCATE_S = 600.0
+#: A copy that is slower than this has hung.
+_COPIED_BYTES_PER_S = 8 << 20
+
+#: Files with their formats: the topmost first, each over the next one.
+Layers = Sequence[tuple[Path, str]]
 
 
 def create(run: Run, file: Path, image_format: str, size_bytes: int, *, preallocated: bool) -> None:
@@ -65,22 +71,47 @@ def probe_allocation(run: Run, subject: str, scratch: Path) -> None:
         raise NotSupported(subject, reason) from error
 
 
-def check_header(path: Path, file: Path) -> None:
-    """Refuse a qcow2 that refers to other files or is none: opening it could show a host's files.
+def create_overlay(run: Run, file: Path, size_bytes: int, backing: str, backing_format: str) -> None:
+    """Make the existing empty `file` a qcow2 over a file of this name beside it, which is not opened."""
+    over = ["-u", "-b", backing, "-F", backing_format]
+    _qemu_img(run, ["create", "-q", "-f", "qcow2", *over, str(file), str(size_bytes)], _ANSWER_S)
 
-    Raises BackendError.
+
+def resize_overlay(run: Run, layers: Layers, size_bytes: int) -> None:
+    """Make the topmost of `layers` larger, as `resize`; the others stay as they are."""
+    _qemu_img(run, ["resize", "-q", _json(layers), str(size_bytes)], _ANSWER_S)
+
+
+def take_in(run: Run, layer: Path, base: tuple[str, str] | None, copied_bytes: int) -> None:
+    """Copy into a qcow2 what lies between it and `base`, a name beside it and a format, or all without one.
+
+    No other file is written to, and the header changes last; may be repeated. The headers of all layers are
+    followed, so let them be checked and their names lead nowhere else. At most `copied_bytes` are copied.
     """
-    try:
-        from oslo_utils.imageutils import format_inspector
-    except ImportError as error:
-        raise NotSupported("format qcow2", "needs the extra: pip install 'voldrivers[nfs]'") from error
-    try:
-        format_inspector.QcowInspector.from_file(str(file)).safety_check()
-    except format_inspector.ImageFormatError as error:
-        raise BackendError(f"file {path}", "was recorded as qcow2 but has no qcow2 header") from error
-    except format_inspector.SafetyCheckFailed as error:
-        reasons = ", ".join(sorted(str(cause) for cause in error.failures.values()))
-        raise BackendError(f"file {path}", f"is not a qcow2 that stands alone: {reasons}") from error
+    over = ["-b", ""] if base is None else ["-b", base[0], "-F", base[1]]
+    # Written through: else the header could be on disk before what was copied.
+    _copy(run, ["rebase", "-q", "-t", "writethrough", "-f", "qcow2", *over, str(layer)], copied_bytes)
+
+
+def convert(run: Run, layers: Layers, file: Path, image_format: str, copied_bytes: int) -> None:
+    """Copy what `layers` show into an image that exists, reads as zeros and is large enough."""
+    target = ["-n", "--target-is-zero", "-O", image_format]
+    _copy(run, ["convert", "-q", *target, _json(layers), str(file)], copied_bytes)
+
+
+def _json(layers: Layers) -> str:
+    """Name files with their formats for QEMU, each over the next one: no header is asked for either."""
+    below: dict[str, object] | None = None
+    for file, image_format in reversed(layers):
+        node: dict[str, object] = {"driver": image_format, "file": {"driver": "file", "filename": str(file)}}
+        below = node if image_format == "raw" else {**node, "backing": below}
+    return f"json:{json.dumps(below)}"
+
+
+def _copy(run: Run, arguments: Sequence[str], copied_bytes: int) -> None:
+    slow_s = copied_bytes / _COPIED_BYTES_PER_S
+    limits = [*_LIMITED[:2], f"--cpu={30 + int(slow_s)}", "--"]
+    run([*limits, "qemu-img", *arguments], timeout_s=_ALLOCATE_S + slow_s)
 
 
 def _qemu_img(run: Run, arguments: Sequence[str], timeout_s: float) -> None:

@@ -1,141 +1,37 @@
-"""A backend and hosts in RAM: complete, for tests, documentation and the suite's own tests.
-
-The array and the machine outlive the driver and host objects, as a real array outlives the process
-that talks to it.
-"""
+"""Hosts in RAM: what their kernels show of each volume, and the block nodes of their instances."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from voldrivers.base import Driver, GrownByHypervisor, Host, Run
-from voldrivers.capabilities import Capabilities, InUseExtend
-from voldrivers.errors import BackendError, InvalidState, NoSpace, NotFound, OutcomeUnknown
+from voldrivers.abilities import Layers, Merge
+from voldrivers.base import Host
+from voldrivers.errors import BackendError, InvalidState, NotFound, OutcomeUnknown
+from voldrivers.memory.array import MemoryArray
 from voldrivers.model import (
     Attachment,
     ConnectionInfo,
     Connector,
     Extend,
-    ExtendReply,
     InstanceState,
     Ledger,
     LedgerRow,
-    Pool,
     Volume,
     utc_now,
 )
-from voldrivers.options import SizeBytes, option
-from voldrivers.sizes import MiB, SizeRule, TiB
-
-
-@dataclass
-class MemoryArray:
-    """An array: the size of each volume by id, and who may reach it."""
-
-    capacity_bytes: int = TiB
-    sizes: dict[str, int] = field(default_factory=dict)
-    exports: set[tuple[str, str]] = field(default_factory=set)
-
-    @property
-    def free_bytes(self) -> int:
-        """What is left."""
-        return self.capacity_bytes - sum(self.sizes.values())
-
-    def resize(self, volume_id: str, new_size_bytes: int) -> None:
-        """Give a volume its size. Raises NoSpace."""
-        more_bytes = new_size_bytes - self.sizes.get(volume_id, 0)
-        if more_bytes > self.free_bytes:
-            raise NoSpace("the array", more_bytes, self.free_bytes)
-        self.sizes[volume_id] = new_size_bytes
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """The options of a backend in RAM."""
-
-    capacity: SizeBytes = option("room of the array", SizeBytes(TiB))
-
-
-class MemoryDriver(Driver):
-    """Volumes in RAM that the backend grows, in use too."""
-
-    capabilities = Capabilities(in_use_extend=InUseExtend.BY_BACKEND, multi_attach=True)
-    options_type = MemoryOptions
-    size_rule = SizeRule(granularity_bytes=4 * MiB)
-
-    def __init__(
-        self, name: str, options: Any, run: Run, array: MemoryArray | None = None
-    ) -> None:  # Any: base
-        """Use `array`, or make one."""
-        super().__init__(name, options, run)
-        self.array = array or MemoryArray(options.capacity)
-
-    def create_volume(self, volume: Volume, options: object) -> str:
-        if volume.id not in self.array.sizes:
-            self.array.resize(volume.id, volume.size_bytes)
-        return "in RAM"
-
-    def delete_volume(self, volume: Volume) -> None:
-        if any(volume_id == volume.id for volume_id, _ in self.array.exports):
-            raise InvalidState(volume.title, "exported", "not exported")
-        self.array.sizes.pop(volume.id, None)
-
-    def list_volumes(self) -> tuple[str, ...]:
-        return tuple(self.array.sizes)
-
-    def volume_size(self, volume: Volume) -> int:
-        if volume.id not in self.array.sizes:
-            raise NotFound("volume", volume.name, f" on backend {self.name}")
-        return self.array.sizes[volume.id]
-
-    def pool(self) -> Pool:
-        allocated_bytes = sum(self.array.sizes.values())
-        return Pool(self.array.capacity_bytes, self.array.free_bytes, allocated_bytes)
-
-    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
-        more_bytes = new_size_bytes - self.volume_size(volume)
-        if more_bytes > self.array.free_bytes:
-            raise NoSpace(volume.title, more_bytes, self.array.free_bytes)
-
-    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
-        if self.volume_size(volume) < new_size_bytes:
-            self.array.resize(volume.id, new_size_bytes)
-        return ExtendReply.EXTENDED
-
-    def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
-        self.array.exports.add((volume.id, connector.host))
-        return ConnectionInfo("memory", {"volume_id": volume.id})
-
-    def terminate_connection(self, volume: Volume, connector: Connector) -> None:
-        if all(a.host != connector.host for a in volume.attachments):
-            self.array.exports.discard((volume.id, connector.host))
-
-
-class MemoryFileDriver(MemoryDriver, GrownByHypervisor):
-    """Volumes in RAM that behave like files: while an instance runs, only its hypervisor may grow them."""
-
-    capabilities = Capabilities(in_use_extend=InUseExtend.BY_HYPERVISOR, multi_attach=True)
-    size_rule = SizeRule(granularity_bytes=512)
-
-    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
-        if self.volume_size(volume) < new_size_bytes and not volume.nobody_runs:
-            return ExtendReply.DEFERRED
-        return super().extend_volume(volume, new_size_bytes)
-
-    def probe_locks(self, volume: Volume) -> None:
-        self.volume_size(volume)
 
 
 @dataclass
 class MemoryMachine:
-    """A machine: the size its kernel shows of each volume, and its instances' block nodes.
+    """A machine: size and layer of each volume in its kernel, and its instances' block nodes.
 
     `instances` maps the name of an instance to the size of each volume's node in it; a stopped
     instance is not in there. A machine that is not `reachable` answers nothing.
     """
 
     devices: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
     instances: dict[str, dict[str, int]] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
@@ -143,7 +39,7 @@ class MemoryMachine:
     reachable: bool = True
 
 
-class MemoryHost(Host):
+class MemoryHost(Host, Layers):
     """A host in RAM, with the array that its volumes come from at hand."""
 
     def __init__(self, name: str, array: MemoryArray, machine: MemoryMachine | None = None) -> None:
@@ -166,12 +62,14 @@ class MemoryHost(Host):
         if (volume.id, self.name) not in self.array.exports:
             raise BackendError(volume.title, f"is not exported to host {self.name}")
         self.machine.devices.setdefault(volume.id, self.array.sizes[volume.id])
+        self.machine.layers.setdefault(volume.id, connection_info.properties.get("layer", ""))
         return f"/dev/memory/{volume.id}"
 
     def disconnect(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
         if all(a.host != self.name for a in volume.attachments):
             self.machine.devices.pop(volume.id, None)
+            self.machine.layers.pop(volume.id, None)
 
     def plug(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
@@ -238,6 +136,18 @@ class MemoryHost(Host):
             self.array.resize(volume.id, extend.to_bytes)
         self.machine.devices[volume.id] = self.array.sizes[volume.id]
         nodes[volume.id] = self.machine.devices[volume.id]
+
+    def switch(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        self._answer()
+        if attachment.may_run:
+            self._nodes(attachment)
+        self.machine.layers[volume.id] = connection_info.properties["layer"]
+        return f"/dev/memory/{volume.id}"
+
+    def merge(self, volume: Volume, attachment: Attachment, merge: Merge) -> int:
+        self._nodes(attachment)
+        self.array.merged.add(merge.merged)
+        return 0
 
     def cancel(self, extend: Extend, attachment: Attachment) -> None:
         if self.instance_state(attachment) is InstanceState.STOPPED:
