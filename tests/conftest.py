@@ -16,6 +16,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:  # tests that need no QEMU start without them
     from realsite import RealSite
+    from working import Working
 
     from voldrivers.guests.device import DeviceGuest
 
@@ -116,6 +117,17 @@ def guest(ram_path: Path) -> Iterator["DeviceGuest"]:
 
     with DeviceGuest(ram_path) as running:
         yield running
+
+
+@pytest.fixture
+def working(ram_path: Path) -> Iterator["Working"]:
+    """Give a guest that works on every disk it gets, in a process of its own."""
+    from working import Working
+
+    begun = Working(ram_path)
+    yield begun
+    begun.process.kill()
+    begun.process.wait()
 
 
 def _fail_skipped_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from realsite import (
     fill_up,
     mounted,
 )
+from working import Working
 
 from voldrivers import process
 from voldrivers.abilities import Layers, Merge
@@ -37,10 +40,11 @@ from voldrivers.errors import (
     OutcomeUnknown,
     VolDriverError,
 )
+from voldrivers.extend import Engine
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest, Disk
 from voldrivers.host import blocknode
 from voldrivers.host.qmp import Monitor
-from voldrivers.model import Connector, SnapshotStatus, VolumeStatus
+from voldrivers.model import Connector, SnapshotStatus, Volume, VolumeStatus
 from voldrivers.sizes import MiB
 
 pytestmark = pytest.mark.needs("qemu-system-x86_64", "qemu-img", "setpriv", "fallocate", "prlimit")
@@ -708,3 +712,53 @@ def test_a_merge_that_would_skip_a_layer_is_not_begun(site: RealSite, guest: Dev
                 host.merge(volume, attachment, wrong)
     assert guest.execute("query-jobs") == []
     assert len(nodes(guest)) == 3
+
+
+# at random, while a guest works
+
+
+def extend_a_little(engine: Engine) -> None:
+    engine.extend(NAME, engine.volume(NAME).size_bytes + MiB // 2)
+
+
+def choose(volume: Volume, rng: random.Random, turn: int) -> Callable[[Engine], object]:
+    """Choose what can be done with a volume of any number of snapshots."""
+    acts: list[Callable[[Engine], object]] = [
+        partial(Engine.delete_snapshot, name=each.name) for each in volume.snapshots
+    ]
+    if len(acts) < 4:
+        acts += [partial(Engine.create_snapshot, volume_name=NAME, name=f"s{turn}")] * 2
+    if volume.size_bytes < 512 * MiB:
+        acts.append(extend_a_little)
+    return rng.choice(acts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kills", [0.0, 0.5], ids=["undisturbed", "killed"])
+def test_whatever_is_done_the_guest_at_work_loses_nothing(
+    site: RealSite, working: Working, rng: random.Random, tier: str, kills: float
+) -> None:
+    site.create(RAW)
+    site.attach(working.directory / "guest.qmp")
+    for turn in range({"quick": 5, "ci": 40, "full": 600}[tier]):
+        act = choose(site.volume, rng, turn)
+
+        def done(act: Callable[[Engine], object] = act) -> None:
+            with site.engine() as engine:
+                act(engine)
+
+        if rng.random() < kills:
+            child = Child(done)
+            time.sleep(rng.uniform(0, 0.4))  # no waiting for anything: this is the moment
+            child.kill()
+            child.answer()
+            with site.engine() as engine:
+                assert [resumed.error for resumed in engine.resume()] in ([], [None])
+        else:
+            done()
+        working.wait_for_work()
+        seen = working.disk()
+        assert (seen.problems, seen.errors) == ([], 0), f"turn {turn}, {act}"
+    assert working.end() == 0
+    site.check_steady(IN_USE, site.volume.size_bytes)
