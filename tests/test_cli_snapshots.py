@@ -71,6 +71,8 @@ def test_copies(command: Command) -> None:
         == "volume one: 1 MiB on backend files\n"
     )
     assert command("volume", "create", "two", "3M", "--from-volume", "v")[1].startswith("volume two: 3 MiB")
+    assert command("volume", "create", "behind", "--from-volume", "v", "2M")[1].startswith("volume behind: 2")
+    assert command("volume", "create", "v2", "1M", "2M")[0] == 2
     code, _, err = command("volume", "create", "three", "512k", "--from-volume", "v")
     assert (code, "at least as large as volume v, 1 MiB" in err) == (3, True)
     code, _, err = command("volume", "create", "three", "--from-snapshot", "t")

@@ -309,6 +309,10 @@ def test_plugged_again_a_guest_finds_all_layers(site: RealSite, guest: DeviceGue
     site.attach(guest.qmp_socket)
     disk = disk_of(site, guest)
     assert everything(disk) == now
+    assert (
+        content_of_snapshot(site, "b")
+        == now[: 200 * SECTOR_BYTES] + bytes(SECTOR_BYTES) + now[201 * SECTOR_BYTES :]
+    )
     snapshot(site, "c")  # over layers that were opened at once
     disk.write(300, stamp(3))
     for name in ("b", "c", "a"):

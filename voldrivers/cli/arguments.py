@@ -23,7 +23,11 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     """
     absent = argparse.Namespace(verbose=0, config=None, volume=None)
     parser = _parser()
-    arguments = parser.parse_args(_guarded(argv), absent)
+    arguments, left = parser.parse_known_args(_guarded(argv), absent)
+    if arguments.command == "create" and arguments.size is None and len(left) == 1:
+        arguments.size = left.pop()  # argparse gives up on it behind an option
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(map(str, map(_unguarded, left)))}")
     given = [getattr(arguments, name, None) for name in ("size", "from_volume", "from_snapshot")]
     if arguments.command == "create" and given == [None, None, None]:
         parser.error("the following arguments are required: SIZE, --from-volume or --from-snapshot")
@@ -193,7 +197,13 @@ def _add_snapshot(words: Words, everywhere: argparse.ArgumentParser) -> None:
     delete = _add(
         words, "delete", everywhere, "delete_snapshot", "remove a snapshot; its volume stays as it is"
     )
-    revert = _add(words, "revert", everywhere, "revert", "make a detached volume what a snapshot of it holds")
+    revert = _add(
+        words,
+        "revert",
+        everywhere,
+        "revert",
+        "make a detached volume what a snapshot holds, of a file its newest",
+    )
     for parser in (delete, revert):
         parser.add_argument("snapshot", metavar="SNAPSHOT", help="its name or id")
 

@@ -10,9 +10,11 @@ from voldrivers import registry
 from voldrivers.cli import texts
 from voldrivers.cli.output import ProgressLine
 from voldrivers.errors import (
+    BackendError,
     HostUnreachable,
     InvalidInput,
     InvalidState,
+    NoSpace,
     NotFound,
     OutcomeUnknown,
     VolDriverError,
@@ -22,6 +24,9 @@ from voldrivers.model import Volume, VolumeStatus
 
 #: What is refused there because of some layer below an attached volume.
 _LOOKING_HELPS = ("extend", "doctor")
+#: What comes before `resume` where an operation has failed in the middle.
+_ALONE = "if no process works on it,"
+_FIRST = {NoSpace: "free some space, then", BackendError: "mend the cause, then"}
 #: These make a volume, or leave none.
 _MAKING = ("create", "manage")
 
@@ -57,8 +62,9 @@ def advise(error: VolDriverError, engine: Engine, args: Namespace) -> None:
     if isinstance(error, InvalidInput | OutcomeUnknown):
         return
     if volume is None:
-        if args.command in _MAKING and isinstance(error, InvalidState):
-            error.add_note("no volume was made")
+        if args.command in _MAKING and isinstance(error, InvalidState | BackendError):
+            again = "mend the cause and run it again, " if isinstance(error, BackendError) else ""
+            error.add_note(f"{again}no volume was made")
         return
     if note := _advice(error, volume, args.command):
         error.add_note(note)
@@ -93,7 +99,8 @@ def _advice(error: VolDriverError, volume: Volume, command: str) -> str:
         without = f" (host {lost} lost for good: voldrivers detach {volume.name} --host {lost} --force)"
         return f"mend the cause{without if has_it else ''}, then run: voldrivers retry {volume.name}"
     if not texts.is_steady(volume):
-        return f"if no process works on it, run: voldrivers resume {volume.name}"
+        first = next((what for kind, what in _FIRST.items() if isinstance(error, kind)), _ALONE)
+        return f"{first} run: voldrivers resume {volume.name}"
     if lost:
         return "" if has_it else "start its agent and try again"
     is_elsewhere = isinstance(error, InvalidState) and error.subject != volume.title

@@ -148,6 +148,7 @@ def add(
     file: Mapping[str, object],
     *,
     backing: str | None = None,
+    read_only: bool = False,
 ) -> str:
     """Open a layer, its file as a node by itself; give the name of the layer's. Raises BackendError.
 
@@ -157,7 +158,7 @@ def add(
     name, file_name = node_name(volume_id, path), file_node_name(volume_id, path)
     monitor.execute("blockdev-add", {"node-name": file_name, **file})
     try:
-        layer: dict[str, object] = {"node-name": name, "driver": driver, "file": file_name}
+        layer = {"node-name": name, "driver": driver, "read-only": read_only, "file": file_name}
         monitor.execute("blockdev-add", layer | ({} if driver == "raw" else {"backing": backing}))
     except BackendError:
         close_node(monitor, file_name)

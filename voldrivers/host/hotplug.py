@@ -58,7 +58,15 @@ def _add_nodes(monitor: Monitor, volume: Volume, medium: Medium) -> str:
     name: str | None = None
     try:
         for each in (*reversed(medium.lower()), medium):
-            name = blocknode.add(monitor, volume.id, each.path, each.format, each.node(), backing=name)
+            name = blocknode.add(
+                monitor,
+                volume.id,
+                each.path,
+                each.format,
+                each.node(),
+                backing=name,
+                read_only=each is not medium,
+            )
     except BackendError as error:
         if "lock" in error.reason:
             raise InvalidState(

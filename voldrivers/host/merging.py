@@ -146,7 +146,7 @@ def _put_between(merging: _Merging, volume: Volume) -> None:
         raise InvalidState(f"file {merging.layer}", opened, "detached and attached again")
     name = blocknode.node_name(volume.id, merging.spacer)
     file = {"driver": "file", "filename": str(merging.spacer)}
-    spacer = {"node-name": name, "driver": "qcow2", "file": file, "backing": below.name}
+    spacer = {"node-name": name, "driver": "qcow2", "read-only": True, "file": file, "backing": below.name}
     blocknode.close_node(merging.monitor, name)  # of one that was killed right here
     merging.monitor.execute("blockdev-add", spacer)
     layer = {"node-name": above.name, "driver": above.driver, "read-only": above.read_only}

@@ -75,7 +75,7 @@ class Monitor:
         a connection that breaks, is OutcomeUnknown; for a command that only looks (`query-block`, say)
         it is InvalidState.
         """
-        from qemu.qmp import ExecuteError, QMPError
+        from qemu.qmp import ExecuteError, QMPError, StateError
 
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         try:
@@ -84,6 +84,8 @@ class Monitor:
             raise BackendError(f"{command} at {self.path}", str(error)) from error
         except TimeoutError as error:
             raise self._unanswered(command, f"no answer within {limit_s:g} seconds") from error
+        except StateError as error:  # its words are for who writes a client
+            raise self._unanswered(command, "the connection broke: QEMU closed it") from error
         except (QMPError, EOFError, OSError) as error:
             raise self._unanswered(command, f"the connection broke: {error}") from error
 

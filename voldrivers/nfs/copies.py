@@ -24,7 +24,9 @@ def _source(folder: Folder, source: Volume) -> tuple[Image, ...]:
     """Give the layers of a volume that nobody has. Raises InvalidState."""
     if source.attachments:
         places = ", ".join(attachment.place for attachment in source.attachments)
-        needed = "detached to be copied; or take a snapshot and copy that"
+        needed = "detached to be copied"
+        if all(attachment.instance for attachment in source.attachments):
+            needed += "; or take a snapshot and copy that"
         raise InvalidState(source.title, f"attached to {places}", needed)
     check_settled(folder, source)
     return layers_of(folder, source)

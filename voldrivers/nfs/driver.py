@@ -198,13 +198,14 @@ class NFSDriver(Driver, GrownByHypervisor, Snapshots, Reverts, Clones, Manages):
 
     def existing_size(self, reference: str, options: NFSVolumeOptions) -> int:
         """Give the size of a file in the share, raw unless a format is given."""
-        return existing.size_of(self._folder(), reference, options.format or "raw")
+        image = Image(options.format or "raw", False, reference)
+        return existing.size_of(self._folder(), image, is_said=bool(options.format))
 
     def manage_existing(self, volume: Volume, reference: str, options: NFSVolumeOptions) -> str:
         """Give a file in the share the name of the volume, for its owner alone to read and write."""
         given = replace(options, format=options.format or "raw", preallocate=bool(options.preallocate))
         image = self._new_image(volume, given)
-        existing.take_over(self._folder(), volume, reference, image)
+        existing.take_over(self._folder(), volume, reference, image, is_said=bool(options.format))
         return image.recorded
 
     def unmanage(self, volume: Volume) -> str:
@@ -241,9 +242,10 @@ class NFSDriver(Driver, GrownByHypervisor, Snapshots, Reverts, Clones, Manages):
         """Nothing was given that could be taken back."""
 
     def ledger_rows(self, volume: Volume, expected_bytes: int) -> Ledger:
-        """Give one row: the file."""
-        image = recorded_image(volume)
-        with self._folder().opened(image) as opened:
+        """Give one row: the file. Raises BackendError where it lies on others than recorded, NotFound."""
+        folder, image = self._folder(), recorded_image(volume)
+        layers_of(folder, volume)
+        with folder.opened(image) as opened:
             size_bytes, path = opened.size_bytes, str(opened.path)
         return (LedgerRow("file", path, size_bytes, expected_bytes, note=image.format),)
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import replace
 
 from voldrivers.errors import BackendError, InvalidInput, InvalidSize, InvalidState, NotSupported
 from voldrivers.model import Volume
@@ -14,33 +15,36 @@ from voldrivers.sizes import format_size
 _RAW_CONTENT = ("raw", "gpt", "iso")
 
 
-def size_of(folder: Folder, reference: str, image_format: str) -> int:
-    """Give the size of what could become a volume: see `Manages.existing_size`."""
-    _check_name(reference)
-    path = folder.path / reference
+def size_of(folder: Folder, image: Image, *, is_said: bool) -> int:
+    """Give the size of what could become a volume: see `Manages.existing_size`.
+
+    One that `is_said` to be raw may begin like another format: its guest writes there what it likes.
+    """
+    _check_name(image.file)
+    path = folder.path / image.file
     with files.typed_errors(f"file {path}"):
         status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise InvalidState(f"file {path}", "no regular file", "one")
     if status.st_nlink != 1:
         raise InvalidState(f"file {path}", f"known by {status.st_nlink} names (hard links)", "known by one")
-    with folder.opened(Image(image_format, False, reference)) as opened:
+    with folder.opened(image) as opened:
         files.check_writable(path, opened.file)
         opened.check_unheld()
-        _check_content(opened)
+        _check_content(opened, is_said=is_said)
         size_bytes = opened.size_bytes
     if size_bytes % 512 or not size_bytes:
-        reason = "a volume is a multiple of 512 bytes; make the file larger first"
+        reason = "a volume is a multiple of 512 bytes: make the file larger first (truncate, qemu-img resize)"
         raise InvalidSize(f"file {path}", reason, format_size(size_bytes))
     return size_bytes
 
 
-def take_over(folder: Folder, volume: Volume, reference: str, image: Image) -> None:
+def take_over(folder: Folder, volume: Volume, reference: str, image: Image, *, is_said: bool) -> None:
     """Make a file the one of `volume`: see `Manages.manage_existing`."""
     _check_name(reference)
     path, new_path = folder.path / reference, folder.path / image.file
     if not os.path.lexists(new_path):
-        size_bytes = size_of(folder, reference, image.format)
+        size_bytes = size_of(folder, replace(image, file=reference), is_said=is_said)
         if size_bytes != volume.size_bytes:
             state = f"{format_size(size_bytes)} large"
             raise InvalidState(
@@ -78,13 +82,13 @@ def _check_name(reference: str) -> None:
         raise InvalidInput(subject, "is a name of a volume of this backend, or of a part of one")
 
 
-def _check_content(opened: Opened) -> None:
+def _check_content(opened: Opened, *, is_said: bool) -> None:
     """Refuse what is not what it is said to be. Raises InvalidState."""
     subject, image_format = f"file {opened.path}", opened.image.format
-    found = _found_format(opened)
     if image_format == "raw":
-        if found not in _RAW_CONTENT:
-            raise InvalidState(subject, f"beginning like {found}", f"raw; if it is {found} in truth, say so")
+        if not is_said and (found := _found_format(opened)) not in _RAW_CONTENT:
+            needed = "raw, or said to be: --format qcow2, or --format raw if only its guest wrote that"
+            raise InvalidState(subject, f"beginning like {found}", needed)
         return
     try:
         header = opened.check_header()
