@@ -257,7 +257,9 @@ def test_a_merge_that_stands_still_is_left_to_resume(ram_path: Path) -> None:
         assert engine.snapshot("s").status is SnapshotStatus.DELETING
     world.host_type = MemoryHost
     with world.engine(ram_path) as engine:
-        engine.resume()
+        (resumed,) = engine.resume()
+        was, now = "in-use, its snapshot s deleting", "in-use, its snapshot s gone"
+        assert (resumed.what, resumed.outcome, resumed.error) == (was, now, None)
         assert engine.volume("v").snapshots == ()
 
 

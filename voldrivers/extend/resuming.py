@@ -29,13 +29,12 @@ class Resumed:
 def under_way(volume: Volume) -> bool:
     """Tell whether something was begun with a volume and has not ended."""
     unsettled = any(a.state is not AttachmentState.ATTACHED for a in volume.attachments)
-    unfinished = any(s.status is not SnapshotStatus.AVAILABLE for s in volume.snapshots)
-    return volume.status not in _STEADY or unsettled or unfinished
+    return volume.status not in _STEADY or unsettled or bool(_unfinished(volume))
 
 
 def resumed(site: Site, seen: Volume) -> Resumed:
     """Look first and take each step again; what cannot be ended is in the result with its error."""
-    what = str(seen.status)
+    what = ", ".join([str(seen.status), *_unfinished(seen).values()])
     try:
         with site.working_on(seen.id) as volume:
             end_orphans(volume.id, timeout_s=ORPHAN_S)
@@ -55,8 +54,17 @@ def _carry_on(site: Site, volume: Volume) -> str:
     if volume.status is VolumeStatus.REVERTING:
         to = next(each for each in volume.snapshots if each.status is SnapshotStatus.RESTORING)
         snapshots.finish_revert(site, volume, to)
+    unfinished = _unfinished(volume)
     volume = snapshots.settle_snapshots(site, lifecycle.settle_attachments(site, volume))
-    return _carry(site, volume)
+    there = {snapshot.id: f"its {snapshot.title} {snapshot.status}" for snapshot in volume.snapshots}
+    ended = [there.get(each, f"{told.rpartition(' ')[0]} gone") for each, told in unfinished.items()]
+    return ", ".join([_carry(site, volume), *ended])
+
+
+def _unfinished(volume: Volume) -> dict[str, str]:
+    """Name the snapshots that have not come to their end, by their ids."""
+    unfinished = (each for each in volume.snapshots if each.status is not SnapshotStatus.AVAILABLE)
+    return {each.id: f"its {each.title} {each.status}" for each in unfinished}
 
 
 def _create(site: Site, volume: Volume) -> Volume:
