@@ -224,7 +224,8 @@ class CopyMachine(EngineMachine):
         struck, self.world.struck = self.world.struck, []
         self.world.heal()
         (resumed,) = self.engine.resume(name)
-        assert resumed.error is None or type(resumed.error) is NoSpace
+        # What was refused and could not be undone then is refused again, and undone now.
+        assert resumed.error is None or isinstance(resumed.error, NoSpace | NotSupported)
         assert not self.is_unfinished(name)
         self.world.struck = struck
 
@@ -259,4 +260,9 @@ class CopyMachine(EngineMachine):
 
 
 TestCopyMachine = CopyMachine.TestCase
-TestCopyMachine.settings = settings(max_examples=50 + settings().max_examples, stateful_step_count=30)
+#: The same way each time but in the full tier.
+TestCopyMachine.settings = settings(
+    max_examples=50 + settings().max_examples,
+    stateful_step_count=30,
+    derandomize=settings().max_examples < 1000,
+)

@@ -246,7 +246,7 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         )
         volume = self.find(name)
         assert made == (None if error else volume)
-        if "driver.create_volume" in self.world.struck and self.one_answer_was_lost(fault):
+        if "driver.create_volume" in self.world.struck and self.one_answer_was_lost(fault) and not refusals:
             assert volume, "a volume that may exist was forgotten"
         if before is None and volume is not None:
             assert volume.status is (VolumeStatus.CREATING if error else VolumeStatus.AVAILABLE)
@@ -347,7 +347,7 @@ class EngineMachine(stateful.RuleBasedStateMachine):
             assert state is None
         else:
             leaving = AttachmentState.FORGETTING if force else AttachmentState.DETACHING
-            kept = refusals or (not force and type(error) is InvalidState)
+            kept = refusals or (not force and isinstance(error, InvalidState))
             assert state is leaving or (state is was and kept)
         self.only_place_changed(name, chosen, state)
 
@@ -532,6 +532,8 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         self.attachments_are_settled(name, error)
         if error is None:
             assert not under_way(volume)
+        if before.status is VolumeStatus.CREATING and volume.status is VolumeStatus.AVAILABLE:
+            self.known[name].size_bytes = self.truth(name)  # somebody may have let it grow meanwhile
         if self.last_extend(name) != extend:
             self.judge(name, error, fault)
 
