@@ -643,6 +643,34 @@ def test_a_guest_reads_zeroes_beyond_a_smaller_layer_while_that_is_merged(
     site.check_steady(IN_USE, LARGE)
 
 
+def test_a_smaller_layer_is_not_merged_into_one_that_others_opened(
+    site: RealSite, guest: DeviceGuest
+) -> None:
+    """Its file is no node by itself, so reopening the layer would cost the guest a write."""
+    site.create(RAW)
+    snapshot(site, "s")
+    site.extend()
+    base = {
+        "driver": "raw",
+        "file": {"driver": "file", "filename": str(site.share / f"volume-{site.volume.id}")},
+    }
+    file = {"driver": "file", "filename": str(site.path)}
+    node = {"node-name": "theirs", "driver": "qcow2", "file": file, "backing": base}
+    guest.execute("blockdev-add", node)
+    guest.execute("device_add", {"driver": "virtio-blk-pci", "drive": "theirs", "serial": "theirs"})
+    site.attach(guest.qmp_socket)
+    with pytest.raises(
+        InvalidState, match=r"opened by who started QEMU.*must be detached and attached again"
+    ):
+        delete(site, "s")
+    assert guest.execute("query-jobs") == []
+    assert len(nodes(guest)) == 2
+    guest.kill()
+    assert site.resume() is None
+    assert site.volume.snapshots == ()
+    assert [name.endswith(".qcow2") for name in names(site)] == [True]
+
+
 def test_a_node_that_a_killed_merge_left_open_is_closed(site: RealSite, guest: DeviceGuest) -> None:
     """The job ended well, and nobody came to close what it had merged: the next one does."""
     attached(site, guest, RAW)
