@@ -386,6 +386,21 @@ def killed_at_each_change(act: Callable[[], object]) -> Iterator[int]:
     assert code == 0
 
 
+def test_a_place_is_free_by_what_is_there_and_not_by_what_was(target: Target, device: Path) -> None:
+    """Another process makes and removes backstores while this one lives; and one was killed between two."""
+    shell("lvcreate --quiet --yes --size 16m --name volume-id-2 vg0")
+    target.ensure("id-1", device, CHAP)
+    target.remove("id-1")  # rtslib remembers places from now on
+    pid = in_child(lambda: Target(Options()).ensure("id-2", Path("/dev/vg0/volume-id-2"), CHAP))
+    assert os.waitpid(pid, 0)[1] == 0
+    target.ensure("id-1", device, CHAP)
+    assert sorted(target.exported()) == ["id-1", "id-2"]
+    target.remove("id-1")
+    (CONFIGFS / "core/iblock_1").mkdir(exist_ok=True)
+    target.ensure("id-1", device, CHAP)
+    assert sorted(target.exported()) == ["id-1", "id-2"]
+
+
 def test_killed_anywhere_it_is_made_whole_or_removed(target: Target, device: Path) -> None:
     def make() -> None:
         target.ensure("id-1", device, CHAP)

@@ -4,6 +4,7 @@ What is there is read from configfs each time, never remembered. rtslib has no t
 kernel takes something away, it waits for requests under way.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ def ensure_store(rtslib: Node, name: str, device: Path, number: tuple[int, int],
     if store is None:
         if rtslib.utils.is_dev_in_use(str(device)):
             raise InvalidState(f"device {device}", "in use (mounted, or exported otherwise)", "free")
-        store = rtslib.BlockStorageObject(name, dev=str(device), wwn=serial)
+        place = _free_place(rtslib)
+        store = rtslib.BlockStorageObject(name, dev=str(device), wwn=serial, index=place)
     if (store.major, store.minor) != number:
         raise InvalidState(f"backstore {name}", f"on device {store.udev_path}", f"on {device}")
     if store.wwn != serial:
@@ -196,6 +198,20 @@ def find_group(rtslib: Node, iqn: str) -> Node | None:
 def find_lun(rtslib: Node, group: Node) -> Node | None:
     """Give the LUN; None without it, or for one without a backstore."""
     return rtslib.LUN(group, LUN) if _link_in(Path(group.path, "lun", f"lun_{LUN}")) else None
+
+
+def _free_place(rtslib: Node) -> int:
+    """Give a number for a new backstore; an empty place of somebody who was killed is removed first.
+
+    Left to itself rtslib chooses by what it remembers, though another process may have made one since, and
+    takes every place that is there for a full one (2.2.4: the files hba_info and hba_mode count).
+    """
+    core = Path(rtslib.RTSRoot.configfs_dir, "core")
+    full = {each.parent.name.rpartition("_")[2] for each in core.glob("*_*/*/")}
+    number = next(number for number in itertools.count() if str(number) not in full)
+    if (place := core / f"iblock_{number}").is_dir():
+        place.rmdir()
+    return number
 
 
 def _mapped(acl: Node) -> Path:
