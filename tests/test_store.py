@@ -609,9 +609,9 @@ def test_an_end_publishes_what_follows_from_it(
 def test_a_completion_is_kept_for_its_extend_only(store: Store) -> None:
     extend = store.admit(store.volume("v"), extend_of(VOLUME))
     store.add_hint(VOLUME, extend.id, "cancel")
-    assert store.hinted(extend, "cancel")
-    assert not store.hinted(extend, "completion")
-    assert not store.hinted(replace(extend, id=extend.id + 1), "cancel")
+    assert store.hints(extend, "cancel") == 1
+    assert store.hints(extend, "completion") == 0
+    assert store.hints(replace(extend, id=extend.id + 1), "cancel") == 0
 
 
 def test_a_removed_volume_takes_everything_along(store: Store) -> None:

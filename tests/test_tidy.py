@@ -53,14 +53,17 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "rtslib_fb": ("lvm.lio",),
     "qemu": ("host.qmp",),
     "anyio": ("api",),
-    "fastapi": ("api", "cli.agent"),
+    "fastapi": ("api",),
+    "oslo_config": ("api.policy",),
+    "oslo_policy": ("api.policy",),
+    "prometheus_client": ("api.figures",),
     "starlette": ("api",),
     "uvicorn": ("api",),
     "httpx": ("api",),
     "pydantic": ("api",),
-    "asyncio": ("host.qmp",),
-    "threading": ("host.qmp", "api.agent", "lab.channel", "lab.keeper"),
-    "concurrent": ("host.qmp", "lab.states", "lab.keeper.service"),
+    "asyncio": ("host.qmp", "api.volume.asked"),
+    "threading": ("host.qmp", "api.agent", "api.guard", "api.volume.desk", "lab.channel", "lab.keeper"),
+    "concurrent": ("host.qmp", "api.compute", "api.volume.desk", "lab.states", "lab.keeper.service"),
     "sqlite3": ("extend",),
     "tomllib": ("registry",),
     "subprocess": ("process", "lab.inside.agent"),
@@ -70,10 +73,15 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 STARTS_PROGRAMS = re.compile(r"os\.(system|popen|exec[lv]\w*|fork\w*|spawn\w+|posix_spawnp?)")
 
 #: Where whatever is left may be caught: the last door to a person or to the network.
-BORDERS = {"api.agent", "cli", "lab.keeper.service", "lab.keeper.__main__"}
+BORDERS = {"api.agentapp", "api.volume.desk", "cli", "lab.keeper.service", "lab.keeper.__main__"}
 
 #: The tables from an error to what an edge makes of it.
-EDGES = ("voldrivers.cli:EXIT_CODES", "voldrivers.cli:HINTS", "voldrivers.api.wire:STATUS")
+EDGES = (
+    "voldrivers.cli:EXIT_CODES",
+    "voldrivers.cli:HINTS",
+    "voldrivers.api.wire:STATUS",
+    "voldrivers.api.volume.faults:STATUS",
+)
 
 LONGEST_MODULE, LONGEST_FUNCTION, LONG_BODY, LONG_BODIES = 350, 70, 24, 0.1
 

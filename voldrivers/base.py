@@ -156,6 +156,8 @@ class Host(ABC):
 
     #: Protocol level of this host; one that is too old is refused at admission.
     version: int = 1
+    #: Whether `assist_extend` only takes the wish: then who asked looks at `ledger_rows` until it came true.
+    assists_later: bool = False
     options_type: ClassVar[type] = NoOptions
 
     def __init__(self, name: str, options: Any, run: Run) -> None:  # Any: an instance of options_type

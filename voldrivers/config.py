@@ -1,7 +1,7 @@
 """What a configuration file holds once it was read and found right: see `registry`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from voldrivers.options import option
@@ -28,16 +28,55 @@ class TopLevel:
 
 
 @dataclass(frozen=True)
+class ServiceOptions:
+    """The table `[service]`: how clients reach the volume service."""
+
+    listen: str = option("where to answer, ADDRESS:PORT", "127.0.0.1:8776")
+    certificate: Path | None = option("certificate for TLS, PEM; needed for all but loopback", None)
+    key: Path | None = option("the certificate's key, PEM, if it is not in the same file", None)
+    client_ca_file: Path | None = option("certificates that vouch for clients: then each needs one", None)
+    policy_file: Path | None = option("who may do what, if not as `serve --print-policy` says", None)
+    requests_per_second: float = option(
+        "requests that one caller may send in a second", 500.0, minimum=0.1, maximum=1e6
+    )
+
+
+@dataclass(frozen=True)
+class CallerOptions:
+    """A table `[caller.NAME]`: somebody who may use the volume service."""
+
+    token_file: Path = option("file with the caller's token, readable by its owner only")
+    role: str = option("what it may do", choices=("admin", "member", "reader"))
+    project: str = option("the only project that it reaches; none is every one", "")
+
+
+@dataclass(frozen=True)
 class AgentOptions:
     """The table `[agent]`: how a controller on another machine reaches the host of this one."""
 
     listen: str = option("where to answer, ADDRESS:PORT")
     token_file: Path = option("file with the token that controllers need, readable by its owner only")
     certificate: Path | None = option(
-        "certificate for TLS, PEM; without one token and secrets cross the network for all to read",
+        "certificate for TLS, PEM; needed for all but loopback",
         None,
     )
     key: Path | None = option("the certificate's key, PEM, if it is not in the same file", None)
+    client_ca_file: Path | None = option("certificates that vouch for controllers: then each needs one", None)
+    requests_per_second: float = option(
+        "requests that all controllers together may send in a second", 500.0, minimum=0.1, maximum=1e6
+    )
+
+
+@dataclass(frozen=True)
+class VolumeServiceOptions:
+    """The table `[volume_service]` of an agent: who knows how volumes are attached to its instances."""
+
+    url: str = option("where it answers, with a project: https://NAME:8776/v3/PROJECT")
+    token_file: Path | None = option("file with our token, readable by its owner only", None)
+    ca_file: Path | None = option("certificates that vouch for it, if not the system's", None)
+    certificate: Path | None = option("certificate that we show it, PEM, if it asks for one", None)
+    key: Path | None = option("the certificate's key, PEM, if it is not in the same file", None)
+    timeout_s: float = option("seconds to wait for an answer", 30.0, minimum=0.1, maximum=3600)
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,8 @@ class Config:
     policy: Policy
     backends: Mapping[str, BackendEntry]
     hosts: Mapping[str, HostEntry]
+    service: ServiceOptions | None = None
+    callers: Mapping[str, CallerOptions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,3 +117,4 @@ class AgentConfig:
     path: Path
     agent: AgentOptions
     host: HostEntry
+    volume_service: VolumeServiceOptions | None = None

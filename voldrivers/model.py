@@ -20,6 +20,7 @@ class VolumeStatus(StrEnum):
     CREATING = "creating"
     AVAILABLE = "available"
     MANAGING = "managing"
+    RESERVED = "reserved"
     ATTACHING = "attaching"
     IN_USE = "in-use"
     DETACHING = "detaching"
@@ -65,12 +66,21 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
 
 
 class AttachmentState(StrEnum):
-    """Where an attachment stands; all but ATTACHED are ended by `resume`. FORGETTING: its host is lost."""
+    """Where an attachment stands. FORGETTING: its host is lost.
 
+    RESERVED and CONNECTING belong to a client that connects by itself: only that one can end them.
+    """
+
+    RESERVED = "reserved"
+    CONNECTING = "connecting"
     ATTACHING = "attaching"
     ATTACHED = "attached"
     DETACHING = "detaching"
     FORGETTING = "forgetting"
+
+
+#: What `resume` brings to its end.
+UNFINISHED = frozenset({AttachmentState.ATTACHING, AttachmentState.DETACHING, AttachmentState.FORGETTING})
 
 
 class SnapshotStatus(StrEnum):
@@ -138,7 +148,8 @@ class Attachment:
     `connector` is what the host said of itself when the volume was exported to it: by it a lost host is
     let in no more. `monitor` is the path of the instance's QMP socket. `instance_process` is what the host
     needs to prove later that the instance is gone; opaque to everybody else. `instance_state` is filled in
-    by the converging step before it asks the driver, and is not stored.
+    by the converging step before it asks the driver, and is not stored. `by_client`: it was connected, and
+    plugged into its instance, by who asked for it over the API; that one disconnects it too.
     """
 
     id: str
@@ -151,6 +162,8 @@ class Attachment:
     connection_info: ConnectionInfo | None = None
     device_path: str | None = None
     instance_process: str | None = None
+    by_client: bool = False
+    read_only: bool = False
     instance_state: InstanceState = InstanceState.UNKNOWN
 
     @property

@@ -13,7 +13,18 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from voldrivers.base import Driver, Host, Run
-from voldrivers.config import AgentConfig, AgentOptions, BackendEntry, Config, HostEntry, Policy, TopLevel
+from voldrivers.config import (
+    AgentConfig,
+    AgentOptions,
+    BackendEntry,
+    CallerOptions,
+    Config,
+    HostEntry,
+    Policy,
+    ServiceOptions,
+    TopLevel,
+    VolumeServiceOptions,
+)
 from voldrivers.errors import InvalidInput, NotSupported, VolDriverError
 from voldrivers.options import OptionHelp, check_options, explain, written
 from voldrivers.plugins import driver_class, driver_names, host_class, host_names, missing_library
@@ -149,23 +160,51 @@ class _Reading:
 
     def config(self) -> Config | None:
         """Read every table; None when a key without which there is no configuration is wrong."""
-        self._check_keys("state_dir", "[policy]", "[backend.NAME]", "[host.NAME]")
+        self._check_keys(
+            "state_dir", "[policy]", "[backend.NAME]", "[host.NAME]", "[service]", "[caller.NAME]"
+        )
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
         backends, hosts = self._backends(), self._hosts()
         self.state_dir = None if top is None else top.state_dir
         if top is None or policy is None:
             return None
-        return Config(self.path, top.state_dir, policy, MappingProxyType(backends), MappingProxyType(hosts))
+        return Config(
+            self.path,
+            top.state_dir,
+            policy,
+            MappingProxyType(backends),
+            MappingProxyType(hosts),
+            self._service(),
+            MappingProxyType(self._callers()),
+        )
+
+    def _service(self) -> ServiceOptions | None:
+        if "service" not in self.document:
+            return None
+        return self._options("service", ServiceOptions, self._table("service", self.document["service"]))
+
+    def _callers(self) -> dict[str, CallerOptions]:
+        read = {
+            name: self._options(f"caller.{name}", CallerOptions, table)
+            for name, table in self._named("caller").items()
+        }
+        return {name: options for name, options in read.items() if options is not None}
 
     def agent_config(self) -> AgentConfig | None:
         """Read the tables of an agent."""
-        self._check_keys("[agent]", "[host.NAME]")
+        self._check_keys("[agent]", "[host.NAME]", "[volume_service]")
         agent = self._options("agent", AgentOptions, self._table("agent", self.document["agent"]))
         hosts = list(self._hosts().values())
         if len(hosts) != 1 or "host" not in self.document:
             self._wrong("[host.NAME]", "exactly one is needed, with the name that the controller knows it by")
-        return None if agent is None or not hosts else AgentConfig(self.path, agent, hosts[0])
+        given = self.document.get("volume_service")
+        service = (
+            None
+            if given is None
+            else self._options("volume_service", VolumeServiceOptions, self._table("volume_service", given))
+        )
+        return None if agent is None or not hosts else AgentConfig(self.path, agent, hosts[0], service)
 
     def _check_keys(self, *shown: str) -> None:
         known = [each.strip("[]").partition(".")[0] for each in shown]

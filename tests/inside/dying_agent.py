@@ -16,7 +16,7 @@ from pathlib import Path
 from inside.controller import PASSED, Disturbed, count_monitor
 from voldrivers import cli, process, registry
 from voldrivers.api import wire
-from voldrivers.cli import agent
+from voldrivers.cli import serving
 from voldrivers.host.qmp import Monitor
 
 CONFIG, HOW = Path("/etc/voldrivers/agent.toml"), Path("/run/lab/how-the-agent-dies")
@@ -62,7 +62,7 @@ def main() -> None:
     process.run(["true"], timeout_s=60)
     for name in (*wire.LOOKS, *wire.ACTS):
         wire.call(name)
-    assert not list(agent.check(config))
+    assert not list(serving.check(config))
     while True:
         child = os.fork()
         if child == 0:
@@ -74,7 +74,7 @@ def main() -> None:
 def _count(points: Deadly) -> None:
     """Make every program of this process, and all that it asks of a QEMU, a point."""
     count_monitor(points)
-    setattr(agent, "run", points.run)  # noqa: B010 - mypy allows no other way
+    setattr(serving, "run", points.run)  # noqa: B010 - mypy allows no other way
 
 
 if __name__ == "__main__":

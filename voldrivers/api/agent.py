@@ -5,32 +5,20 @@ one. So right before it acts it is refused when its time is over or when its ext
 seen, or was cancelled. What was seen is kept in memory: a request to an agent that has ended ends with it.
 """
 
-import json
 import logging
 import secrets
 import threading
-import traceback
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
-
-import anyio
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
+from datetime import datetime
 
 from voldrivers.api import wire
 from voldrivers.base import Host
 from voldrivers.errors import (
-    BackendError,
-    InvalidInput,
     InvalidState,
     NotSupported,
-    VolDriverError,
-    to_document,
 )
 from voldrivers.model import Attachment, Extend, utc_now
 from voldrivers.process import end_orphans, marked
@@ -38,11 +26,8 @@ from voldrivers.process import end_orphans, marked
 _log = logging.getLogger(__name__)
 #: Programs of an agent that was killed may take so long to end; then they are ended.
 _ORPHAN_S = 30.0
-_LONGEST_BODY = 2**20
 #: So many looks at once, and so many acts: however many looks hang, on a dead share say, acts have threads.
 _THREADS = 40
-
-Answering = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
@@ -76,9 +61,18 @@ class Agent:
         self._refuse_late(name, expires_at)  # it may have waited for a thread
         if name == "hold":
             return self._hold(**arguments, expires_at=expires_at)
+        return call.write_answer(self.perform(name, arguments, expires_at))
+
+    def perform(self, name: str, arguments: wire.Body, expires_at: datetime) -> object:
+        """Make one call of the host in its turn, if it is not too late then. Raises VolDriverError."""
         with self._in_turn(name, arguments, expires_at):
-            answer = getattr(self.host, name)(**arguments)
-        return call.write_answer(answer)
+            return getattr(self.host, name)(**arguments)
+
+    def number(self, volume_id: str) -> int:
+        """Give the number for a request that belongs to no extend: of the newest that is not cancelled."""
+        with self._books:
+            known = self._volumes[volume_id]
+            return max(known.newest, known.cancelled + 1)
 
     @contextmanager
     def _in_turn(self, name: str, arguments: wire.Body, expires_at: datetime) -> Iterator[None]:
@@ -150,72 +144,3 @@ class Agent:
         if held is not None:
             held.close()
         return held is not None
-
-
-def make_app(host: Host, token: str) -> FastAPI:
-    """Make the web application of a host's agent; who has the token may do all."""
-    agent = Agent(host)
-    looking, acting = anyio.CapacityLimiter(_THREADS), anyio.CapacityLimiter(_THREADS)
-    app = FastAPI(title="voldrivers host agent", openapi_url=None)
-
-    @app.middleware("http")
-    async def admit(request: Request, go_on: Answering) -> Response:
-        """Refuse strangers before their body is read."""
-        given = request.headers.get("Authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            _log.warning(
-                "a request from %s: the token is missing or wrong", getattr(request.client, "host", "?")
-            )
-            return JSONResponse({"error": "the token is missing or wrong"}, 401)
-        length = request.headers.get("Content-Length", "")
-        if request.method == "POST" and not length.isdecimal():
-            return JSONResponse({"error": "the length is missing"}, 411)
-        if int(length or 0) > _LONGEST_BODY:
-            return JSONResponse({"error": "the request is too long"}, 413)
-        return await go_on(request)
-
-    @app.get(wire.PATH)
-    async def describe() -> Response:  # answered however many calls hang
-        return _Answer({"name": host.name, "version": host.version})
-
-    @app.post(f"{wire.PATH}/{{name}}")
-    async def call(name: str, request: Request) -> Response:
-        try:
-            body = await request.json()
-            expires_at = datetime.fromisoformat(request.headers[wire.EXPIRES])
-            if not isinstance(body, dict) or expires_at.tzinfo is None:
-                raise ValueError(name)
-            expires_at = expires_at.astimezone(UTC)
-        except (ValueError, KeyError, RecursionError, OverflowError, ClientDisconnect):
-            error = InvalidInput(f"request {name[:40]}", f"needs a JSON object and {wire.EXPIRES}")
-            return _failure(error)
-        threads = acting if name in wire.ACTS else looking
-        work = partial(_answered, agent, name, body, expires_at)
-        return await anyio.to_thread.run_sync(work, limiter=threads)
-
-    return app
-
-
-def _answered(agent: Agent, name: str, body: wire.Body, expires_at: datetime) -> Response:
-    try:
-        return _Answer({"answer": agent.answer(name, body, expires_at)})
-    except VolDriverError as error:
-        _log.warning("%.40r: %s", name, error)
-        return _failure(error)
-    except Exception as error:  # noqa: BLE001 - a server's border: who asked learns that we failed, and it is logged
-        # Without its text, in which there could be anything.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"a mistake in voldrivers: {type(error).__name__} at {where.filename}:{where.lineno}"
-        _log.error("%s: %s", name, what)
-        return _failure(BackendError(f"host {agent.host.name}", what))
-
-
-def _failure(error: VolDriverError) -> Response:
-    return _Answer({"error": to_document(error)}, wire.status(error))
-
-
-class _Answer(JSONResponse):
-    """In ASCII: a file name, in an error say, may hold bytes that are not UTF-8."""
-
-    def render(self, content: object) -> bytes:
-        return json.dumps(content).encode()

@@ -1,8 +1,8 @@
 """A host on another machine, reached through its agent over HTTP."""
 
 import json
-import ssl
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 
 from voldrivers.abilities import Layers, Merge
-from voldrivers.api import wire
+from voldrivers.api import events, tracing, wire
+from voldrivers.api.client import context
 from voldrivers.base import Host
 from voldrivers.errors import (
     BackendError,
@@ -37,6 +38,8 @@ from voldrivers.model import (
 from voldrivers.options import option
 
 _LONGEST_ANSWER = 2**22
+#: What a connection that was kept too long ends with.
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,15 @@ class RemoteOptions:
     url: str = option("where its agent answers, https://NAME:PORT or http://NAME:PORT")
     token_file: Path = option("file with the token of its agent, readable by its owner only")
     ca_file: Path | None = option("certificates that vouch for the agent, if not the system's", None)
+    certificate: Path | None = option("certificate that we show it, PEM, if it asks for one", None)
+    key: Path | None = option("the certificate's key, PEM, if it is not in the same file", None)
     connect_timeout_s: float = option("seconds to wait for a connection", 5.0, minimum=0.1, maximum=3600)
     look_timeout_s: float = option("seconds to wait for an answer to a look", 30.0, minimum=0.1, maximum=3600)
     act_timeout_s: float = option(
         "seconds to wait for the end of an act, such as connecting", 120.0, minimum=0.1, maximum=3600
+    )
+    events_url: str | None = option(
+        "where server events are sent, https://NAME:PORT/v2.1/PROJECT, if extends are to go that way", None
     )
     hold_s: float = option(
         "seconds after which a host lets go of an instance that we had it hold",
@@ -147,7 +155,20 @@ class RemoteHost(Host, Layers):
         size_bytes: int = self._ask("get_blockdev", volume=volume, attachment=attachment)
         return size_bytes
 
+    @property
+    def assists_later(self) -> bool:  # type: ignore[override]  # it is as configured
+        """Tell whether extends go by events."""
+        return self.options.events_url is not None
+
     def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
+        """Ask its agent; or send the event `volume-extended`, which whoever gets it carries out by and by.
+
+        Raises InvalidState, HostUnreachable for an event that was refused. One whose answer is lost may be
+        taken: who waits looks.
+        """
+        if self.assists_later:
+            self._send_event(volume, attachment, extend)
+            return
         self._ask("assist_extend", volume=volume, attachment=attachment, extend=extend)
 
     def switch(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
@@ -160,6 +181,15 @@ class RemoteHost(Host, Layers):
 
     def cancel(self, extend: Extend, attachment: Attachment) -> None:
         self._ask("cancel", extend=extend, attachment=attachment)
+
+    def _send_event(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
+        options = self.options
+        limits = httpx.Timeout(options.look_timeout_s, connect=options.connect_timeout_s)
+        sender = events.Sender(self._client, f"{options.events_url}/os-server-external-events", limits)
+        try:
+            sender.volume_extended(volume, attachment, _headers(extend.expires_at.isoformat()), extend)
+        except HostUnreachable as error:
+            raise HostUnreachable(self._title, error.state, "up, with its agent", host=self.name) from error
 
     def _release(self, lease: str) -> bool:
         try:
@@ -191,19 +221,29 @@ class RemoteHost(Host, Layers):
         return described
 
     def _exchange(self, method: str, name: str, body: wire.Body | None, limit_s: float) -> wire.Body:
-        """Send and receive, each time on a connection of its own.
+        """Send and receive; an act on a connection of its own.
 
         One that is kept may have been closed by the agent meanwhile: then nobody can tell whether what was
-        sent on it was done (RFC 9112, 9.3.1), though the agent is well.
+        sent on it was done (RFC 9112, 9.3.1), though the agent is well. A look is sent once more then.
         """
-        began = time.monotonic()
-        expires_at = utc_now() + timedelta(seconds=limit_s)
+        if name in wire.LOOKS:
+            try:
+                return self._exchange_on(self._kept, method, name, body, limit_s)
+            except HostUnreachable as error:
+                if not isinstance(error.__cause__, _BROKEN):
+                    raise
+        return self._exchange_on(self._client, method, name, body, limit_s)
+
+    def _exchange_on(
+        self, client: httpx.Client, method: str, name: str, body: wire.Body | None, limit_s: float
+    ) -> wire.Body:
+        began, expires_at = time.monotonic(), utc_now() + timedelta(seconds=limit_s)
         try:
-            with self._client.stream(
+            with client.stream(
                 method,
                 f"{wire.PATH}/{name}" if name else wire.PATH,
                 content=None if body is None else json.dumps(body).encode(),
-                headers={wire.EXPIRES: expires_at.isoformat()},
+                headers=_headers(expires_at.isoformat()),
                 timeout=httpx.Timeout(limit_s, connect=self.options.connect_timeout_s),
             ) as answer:
                 content = _received(answer, began + limit_s)
@@ -239,7 +279,18 @@ class RemoteHost(Host, Layers):
         return BackendError(self._title, f"{asked}, gave no answer of an agent: {reason}")
 
     @cached_property
+    def _kept(self) -> httpx.Client:
+        """Make the client whose connections are kept: a handshake costs more than a look."""
+        kept = self._connecting()
+        del kept.headers["Connection"]
+        weakref.finalize(self, kept.close)
+        return kept
+
+    @cached_property
     def _client(self) -> httpx.Client:
+        return self._connecting()
+
+    def _connecting(self) -> httpx.Client:
         headers = {
             "Authorization": f"Bearer {wire.read_token(self.options.token_file)}",
             "Accept-Encoding": "identity",
@@ -247,10 +298,8 @@ class RemoteHost(Host, Layers):
             "Content-Type": "application/json",
         }
         ca_file = self.options.ca_file
-        if ca_file is not None and not ca_file.is_file():
-            raise InvalidInput(f"certificates {ca_file}", "there is no such file")
         # No proxy of the environment: the token is for the agent alone.
-        verify: Any = True if ca_file is None else _context(ca_file)  # Any: as httpx has it
+        verify = context(ca_file, self.options.certificate, self.options.key)
         return httpx.Client(base_url=self.options.url, headers=headers, verify=verify, trust_env=False)
 
     @property
@@ -270,8 +319,8 @@ def _received(answer: httpx.Response, until: float) -> bytes:
     return bytes(content)
 
 
-def _context(ca_file: Path) -> object:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (ssl.SSLError, OSError) as error:
-        raise InvalidInput(f"certificates {ca_file}", f"cannot be used: {error}") from error
+def _headers(expires_at: str) -> dict[str, str]:
+    headers = {wire.EXPIRES: expires_at, wire.LEVEL: str(Host.version)}
+    if request_id := tracing.request_id.get():
+        headers[tracing.HEADER] = request_id
+    return headers

@@ -1,11 +1,14 @@
 """Serving an application over HTTP until a signal comes."""
 
 import socket
+import ssl
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
 
+from voldrivers.api.guard import App
 from voldrivers.errors import InvalidInput
 
 #: What is under way when a signal comes may take so long to end.
@@ -32,11 +35,44 @@ def listen(address: str, port: int) -> socket.socket:
         raise InvalidInput(f"address {address}, port {port}", f"cannot be listened on: {reason}") from error
 
 
-def make_server(app: FastAPI, certificate: Path | None, key: Path | None) -> uvicorn.Server:
-    """Make a server that speaks TLS if there is a certificate.
+@dataclass(frozen=True)
+class Identity:
+    """What a server shows its clients, and by what it tells them: certificates, PEM."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca_file: Path | None = None
+
+
+def check_exposed(address: str, identity: Identity, *, has_tokens: bool) -> None:
+    """Refuse an address that others reach without a token and TLS. Raises InvalidInput."""
+    if is_loopback(address):
+        return
+    subject = f"address {address}"
+    if not has_tokens:
+        raise InvalidInput(subject, "is reached by others, so callers with tokens are needed")
+    if identity.certificate is None:
+        raise InvalidInput(
+            subject, "is reached by others, so a certificate is needed: tokens and secrets pass"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is reached from this machine only."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:  # a name
+        return address == "localhost"
+
+
+def make_server(app: App, identity: Identity) -> uvicorn.Server:
+    """Make a server that speaks TLS if there is a certificate, to clients who show one if there is their CA.
 
     Raises InvalidInput for a certificate or key that cannot be used.
     """
+    certificate, key, client_ca = identity.certificate, identity.key, identity.client_ca_file
+    if client_ca is not None and certificate is None:
+        raise InvalidInput(f"client_ca_file {client_ca}", "needs a certificate of our own")
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -44,12 +80,16 @@ def make_server(app: FastAPI, certificate: Path | None, key: Path | None) -> uvi
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        ssl_ca_certs=None if client_ca is None else str(client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if client_ca is None else ssl.CERT_REQUIRED,
     )
     try:
         config.load()
     except OSError as error:  # an SSLError is one
         with_key = f"with key {key}" if key else "as the only file, without `key`"
-        raise InvalidInput(f"certificate {certificate}", f"cannot be used {with_key}: {error}") from error
+        with_ca = f" and client_ca_file {client_ca}" if client_ca else ""
+        reason = f"cannot be used {with_key}{with_ca}: {error}"
+        raise InvalidInput(f"certificate {certificate}", reason) from error
     return uvicorn.Server(config)
 
 

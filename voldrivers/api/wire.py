@@ -5,9 +5,9 @@
     POST /v1/host/hold          attachment and lease_s; answers {"answer": LEASE}
     POST /v1/host/release       lease; answers {"answer": whether it was still held}
 
-Each request bears `Authorization: Bearer TOKEN` and, in `Voldrivers-Expires`, the time after which it must
-not be begun (a release may be). A failure answers the status of `STATUS` and {"error": ...} as
-`errors.to_document` writes it.
+Each request bears `Authorization: Bearer TOKEN`, in `Voldrivers-Expires` the time after which it must not be
+begun (a release may be), and in `Voldrivers-Level` the protocol level that it needs. A failure answers the
+status of `STATUS` and {"error": ...} as `errors.to_document` writes it.
 """
 
 import inspect
@@ -54,7 +54,9 @@ ACTS = (
 
 #: `Host.hold` is a context; over HTTP it is a lease, of so many seconds at most.
 LEASES, LONGEST_LEASE_S = ("hold", "release"), 3600.0
-PATH, EXPIRES = "/v1/host", "Voldrivers-Expires"
+PATH, EXPIRES, LEVEL = "/v1/host", "Voldrivers-Expires", "Voldrivers-Level"
+#: The number of the extend that a request of Nova's specifications belongs to.
+EXTEND = "Voldrivers-Extend"
 
 #: How an error is told over HTTP, as the specification of the host agent has it.
 STATUS: Mapping[type[VolDriverError], int] = {

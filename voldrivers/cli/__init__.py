@@ -72,10 +72,10 @@ def _command(name: str) -> Callable[[Namespace], int]:
         from voldrivers.cli import lab
 
         return lab.COMMANDS[name]
-    if name == "agent":
-        from voldrivers.cli import agent
+    if name in ("serve", "agent"):
+        from voldrivers.cli import serving
 
-        return agent.serve
+        return serving.serve_volumes if name == "serve" else serving.serve_host
     from voldrivers.cli import commands
 
     return commands.COMMANDS[name]

@@ -21,7 +21,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     `-1`, `-5G` and `-name` are values, not options, and so is everything after `--`: a wrong size
     or name is then refused as such.
     """
-    absent = argparse.Namespace(verbose=0, config=None, volume=None)
+    absent = argparse.Namespace(verbose=0, config=None, volume=None, url=None, token_file=None, ca_file=None)
     parser = _parser()
     arguments, left = parser.parse_known_args(_guarded(argv), absent)
     if arguments.command == "create" and arguments.size is None and len(left) == 1:
@@ -114,6 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)
+    serve = _add_streaming(
+        words,
+        "serve",
+        everywhere,
+        "serve",
+        "let clients reach the volumes of this machine",
+    )
+    serve.add_argument("--print-policy", action="store_true", help="print who may do what, and nothing else")
+    serve.epilog = (
+        "The Block Storage API v3. The configuration has a table [service] with listen (ADDRESS:PORT), and\n"
+        "a [caller.NAME] for each token. Without callers all of this machine are let in, and nobody else.\n"
+        "SIGTERM and Ctrl-C let what is under way end (exit code 0)."
+    )
     agent = _add_streaming(
         words, "agent", everywhere, "agent", "let controllers on other machines reach this host"
     )
@@ -135,6 +148,11 @@ def _everywhere() -> argparse.ArgumentParser:
         argparse.SUPPRESS
     )  # Any: typeshed has it as str; a sub-command must not reset what stood before
     parser.add_argument("--config", metavar="FILE", default=absent, help="the configuration, a TOML file")
+    parser.add_argument(
+        "--url", metavar="URL", default=absent, help="work through the volume service there (`serve`)"
+    )
+    parser.add_argument("--token-file", metavar="FILE", default=absent, help="our token, for --url")
+    parser.add_argument("--ca-file", metavar="FILE", default=absent, help="what vouches for it, for --url")
     parser.add_argument(
         "-v", "--verbose", action="count", default=absent, help="log to stderr; twice: with every program run"
     )

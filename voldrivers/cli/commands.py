@@ -264,20 +264,20 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
 
 def _has_stopped(engine: Engine, attachment: Attachment) -> bool:
     """Tell whether the instance is proved to have stopped; a host that is missing has a row that says so."""
-    host = engine.site.hosts.get(attachment.host)
-    if host is None or attachment.instance is None:
+    if attachment.instance is None:
         return False
     try:
-        return host.instance_state(attachment) is InstanceState.STOPPED
-    except VolDriverError:
+        host = engine.site.hosts.get(attachment.host)
+        return host is not None and host.instance_state(attachment) is InstanceState.STOPPED
+    except VolDriverError:  # of a volume service, which tells no states of instances, too
         return False
 
 
 def _with_files_checked(checked: registry.Checked) -> registry.Checked:
-    if isinstance(checked.config, AgentConfig):
-        from voldrivers.cli import agent
+    if isinstance(checked.config, AgentConfig) or (checked.config and checked.config.service):
+        from voldrivers.cli import serving
 
-        return replace(checked, problems=(*checked.problems, *agent.check(checked.config)))
+        checked = replace(checked, problems=(*checked.problems, *serving.check(checked.config)))
     try:
         if checked.state_dir is not None:
             check_directory(checked.state_dir)

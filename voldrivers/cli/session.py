@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast  # cast: see `_opened`
 
 from voldrivers import registry
 from voldrivers.cli import texts
@@ -76,6 +77,14 @@ def config_path(args: Namespace) -> Path:
 
 
 def _opened(args: Namespace, line: ProgressLine) -> Engine:
+    if args.url is not None:
+        from voldrivers.api.served import Served  # 150 ms: only who uses a service pays
+
+        token_file, ca_file = (
+            None if each is None else Path(each) for each in (args.token_file, args.ca_file)
+        )
+        served = Served(args.url, token_file, ca_file)
+        return cast(Engine, served)  # cast: it has the operations, and refuses the others
     try:
         config = registry.load(config_path(args))
     except VolDriverError as error:

@@ -41,6 +41,7 @@ def carry(site: Site, volume: Volume, extend: Extend) -> Extend:
         site.hosts,
         journal.record,
         cancelled=journal.cancelled,
+        refused=journal.refused,
         now=site.now,
         sleep=site.sleep,
     )
@@ -54,7 +55,7 @@ def was_cancelled(site: Site, volume: Volume, extend: Extend) -> bool:
     """Tell whether an extend was rolled back because its operator had asked for it."""
     ended = site.store.last_extend(volume)
     rolled_back = ended is not None and ended.phase is Phase.ROLLED_BACK
-    return rolled_back and site.store.hinted(extend, "cancel")
+    return rolled_back and bool(site.store.hints(extend, "cancel"))
 
 
 class _Journal:
@@ -62,6 +63,7 @@ class _Journal:
 
     def __init__(self, site: Site, volume: Volume, extend: Extend) -> None:
         self.site, self.volume, self.extend = site, volume, extend
+        self.refused_before = site.store.hints(extend, "failure")
 
     def record(self, new: Extend) -> None:
         """Commit the move before the act."""
@@ -70,7 +72,11 @@ class _Journal:
 
     def cancelled(self) -> bool:
         """Tell whether the operator has asked to cancel this extend."""
-        return self.site.store.hinted(self.extend, "cancel")
+        return bool(self.site.store.hints(self.extend, "cancel"))
+
+    def refused(self) -> bool:
+        """Tell whether a host has said, since this run began, that it could not do its part."""
+        return self.site.store.hints(self.extend, "failure") > self.refused_before
 
     def end(self, outcome: Outcome) -> None:
         """Commit the end and publish what follows from it."""

@@ -51,6 +51,7 @@ def converge(
     record: Record,
     *,
     cancelled: Callable[[], bool] = lambda: False,
+    refused: Callable[[], bool] = lambda: False,
     now: Callable[[], datetime] = utc_now,
     sleep: Sleep = time.sleep,
 ) -> Outcome:
@@ -59,7 +60,7 @@ def converge(
     Raises OutcomeUnknown when an act's effect cannot be told; the extend then stays in its phase
     and the next call looks again. Every other failure comes back as an Outcome.
     """
-    step = _Convergence(volume, extend, driver, hosts, record, cancelled, now, sleep)
+    step = _Convergence(volume, extend, driver, hosts, record, cancelled, refused, now, sleep)
     try:
         return step.run()
     except OutcomeUnknown:
@@ -97,6 +98,7 @@ class _Convergence:
     hosts: Hosts
     record: Record
     cancelled: Callable[[], bool]
+    refused: Callable[[], bool]
     now: Callable[[], datetime]
     sleep: Sleep
     seen: Ledger = ()
@@ -197,6 +199,21 @@ class _Convergence:
                 self.heed_cancel()
             self.enter(Phase.RESIZING, deferred=deferred)
             self.on_each(running, lambda host, a: host.assist_extend(self.volume, a, self.extend))
+            self.await_assistance(running)
+
+    def await_assistance(self, running: Iterable[Attachment]) -> None:
+        """Where a host has only taken the wish, look until its QEMU shows the size or it says that it failed.
+
+        Its word is a hint to look now: what it has shown by then, or not, decides.
+        """
+        later = [a for a in running if a.id not in self.failures and _host(self.hosts, a).assists_later]
+        if later:
+            self.becomes(lambda: self.refused() or all(map(self.is_shown, later)))
+
+    def is_shown(self, attachment: Attachment) -> bool:
+        """Tell whether every required layer of one attachment shows the size."""
+        rows = _host_rows(self.hosts, self.volume, attachment, self.extend.to_bytes)
+        return not any(row.stale for row in rows)
 
     def settle(self) -> Outcome:
         """Finish what the hypervisor grew, then wait until every required layer shows exactly the size."""
@@ -206,7 +223,8 @@ class _Convergence:
             raise BackendError(self.volume.title, "no hypervisor has grown it")
         # Not only then: QEMU rounds a file that somebody grew to an odd size up to whole sectors.
         self.adopt_backend_size()
-        if not self.becomes(self.agreed):
+        self.becomes(lambda: self.agreed() or self.refused())
+        if any(row.stale for row in self.seen):
             behind = [describe(row) for row in self.seen if row.stale]
             raise BackendError(self.volume.title, "; ".join(behind))
         ended = replace(self.extend, phase=Phase.COMPLETED)

@@ -243,6 +243,7 @@ class Engine:
                 lost = lifecycle.begin_detach(self.site, attachment, AttachmentState.FORGETTING)
                 return lifecycle.forget_attachment(self.site, volume, lost)
             expect(volume, VolumeStatus.IN_USE, VolumeStatus.ERROR_EXTENDING)
+            lifecycle.check_ours(volume, attachment)
             self.site.host(attachment.host)
             leaving = lifecycle.begin_detach(self.site, attachment, AttachmentState.DETACHING)
             return lifecycle.finish_detach(self.site, volume, leaving, attachment)
@@ -284,12 +285,22 @@ class Engine:
             self.extend(name, volume.size_bytes)
         return self.ledger(name)
 
-    def completion(self, name: str, extend_id: int) -> None:
+    def completion(self, name: str, extend_id: int, *, error: bool = False) -> None:
         """Take a host's word that it is done, or failed, as a hint to look; it is never evidence.
 
         Late, twice, of an earlier extend: it changes nothing. Never waits for the one at work.
         """
-        self.store.add_hint(self.store.volume(name), extend_id, "completion")
+        self.store.add_hint(self.store.volume(name), extend_id, "failure" if error else "completion")
+
+    def reset_status(self, name: str, status: str) -> Volume:
+        """Give up a failed extend: the volume is what its attachments say, with the size it has published.
+
+        Any other status than that is refused, and so is resetting what has not failed (InvalidState).
+        """
+        with self.site.working_on(name) as volume:
+            expect(volume, VolumeStatus.ERROR_EXTENDING)
+            self.store.reset_status(volume, status)
+            return self.store.volume(volume.id)
 
     def cancel(self, name: str) -> Extend:
         """Ask for the extend under way to be rolled back, if nothing has grown yet.

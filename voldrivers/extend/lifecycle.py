@@ -152,6 +152,14 @@ def export_again(site: Site, volume: Volume) -> None:
             site.driver(volume).initialize_connection(volume, attachment.connector)
 
 
+def check_ours(volume: Volume, attachment: Attachment) -> None:
+    """Refuse an attachment that a client of the API connected. Raises InvalidState."""
+    if attachment.by_client:
+        place = attachment.place or "a client of the API"
+        state = f"connected by {place} itself (attachment {attachment.id})"
+        raise InvalidState(volume.title, state, "let go of by who connected it, or by force if that is lost")
+
+
 def begin_detach(site: Site, attachment: Attachment, state: AttachmentState) -> Attachment:
     """Record that an attachment is being taken away: DETACHING, or FORGETTING by force."""
     leaving = replace(attachment, state=state)

@@ -38,12 +38,14 @@ UPDATE_SNAPSHOT = (
     " WHERE id = :id"
 )
 INSERT_ATTACHMENT = (
-    "INSERT INTO attachments (id, volume_id, host, instance, monitor, state, instance_process)"
-    " VALUES (:id, :volume_id, :host, :instance, :monitor, :state, :instance_process)"
+    "INSERT INTO attachments (id, volume_id, host, instance, monitor, state, instance_process, by_client,"
+    " read_only) VALUES (:id, :volume_id, :host, :instance, :monitor, :state, :instance_process, :by_client,"
+    " :read_only)"
 )
 UPDATE_ATTACHMENT = (
-    "UPDATE attachments SET state = :state, connector = :connector, protocol = :protocol,"
-    " properties = :properties, device_path = :device_path WHERE id = :id"
+    "UPDATE attachments SET host = :host, instance = :instance, monitor = :monitor, state = :state,"
+    " connector = :connector, protocol = :protocol, properties = :properties, device_path = :device_path,"
+    " instance_process = :instance_process WHERE id = :id"
 )
 INSERT_EXTEND = (
     "INSERT INTO extends"
@@ -102,6 +104,8 @@ def of_attachment(attachment: Attachment) -> Values:
         "properties": None if connection is None else json.dumps(dict(connection.properties)),
         "device_path": attachment.device_path,
         "instance_process": attachment.instance_process,
+        "by_client": attachment.by_client,
+        "read_only": attachment.read_only,
     }
 
 
@@ -184,6 +188,8 @@ def to_attachment(row: Row) -> Attachment:
             connection_info=_given(row, "protocol", _connection_info),
             device_path=_given(row, "device_path", _text),
             instance_process=_given(row, "instance_process", _text),
+            by_client=bool(_count(row, "by_client")),
+            read_only=bool(_count(row, "read_only")),
         )
 
 

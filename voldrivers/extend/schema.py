@@ -75,4 +75,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE volumes ADD COLUMN source_snapshot_id TEXT",
         "ALTER TABLE volumes ADD COLUMN reference TEXT",
     ),
+    (
+        "ALTER TABLE attachments ADD COLUMN by_client INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE attachments ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0",
+        # What clients of the API say of a volume or snapshot. It outlives one that could not be made, so that
+        # they can be told.
+        """CREATE TABLE descriptions (
+            id TEXT PRIMARY KEY,
+            volume_id TEXT,
+            project TEXT NOT NULL,
+            user TEXT NOT NULL,
+            name TEXT,
+            description TEXT,
+            metadata TEXT NOT NULL DEFAULT '{}',
+            size_bytes INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            updated_at TEXT,
+            failure TEXT NOT NULL DEFAULT ''
+        ) STRICT""",
+    ),
 )

@@ -242,6 +242,15 @@ class Store:
         row = self.database.one(newest, volume.id)
         return None if row is None else records.to_extend(row)
 
+    def reset_status(self, volume: Volume, status: str) -> None:
+        """Let the status follow from the attachments, if that is the one that was asked for."""
+        with self.database.transaction():
+            self._expect(volume, VolumeStatus.ERROR_EXTENDING)
+            follows = self._attached_status(volume.id)
+            if status != follows:
+                raise InvalidState(volume.title, f"{follows} by its attachments", "reset to that")
+            self._set_status(volume.id, follows)
+
     # --- hints and messages
 
     def add_hint(self, volume: Volume, extend_id: int, kind: str) -> None:
@@ -257,10 +266,10 @@ class Store:
                 (volume.id, extend_id, kind, utc_now().isoformat()),
             )
 
-    def hinted(self, extend: Extend, kind: str) -> bool:
-        """Tell whether such a hint was given for exactly this extend."""
-        given = "SELECT 1 FROM hints WHERE extend_id = ? AND kind = ?"
-        return self.database.one(given, extend.id, kind) is not None
+    def hints(self, extend: Extend, kind: str) -> int:
+        """Count the hints of a kind that were given for exactly this extend."""
+        given = "SELECT rowid FROM hints WHERE extend_id = ? AND kind = ?"
+        return len(self.database.all(given, extend.id, kind))
 
     def messages(self, volume: Volume) -> tuple[Message, ...]:
         """What an operator should know of a volume, oldest first."""
@@ -308,10 +317,12 @@ class Store:
     def _attached_status(self, volume_id: str) -> VolumeStatus:
         rows = self.database.all("SELECT state FROM attachments WHERE volume_id = ?", volume_id)
         states = {row["state"] for row in rows}
-        if AttachmentState.ATTACHING in states:
+        if states & {AttachmentState.ATTACHING, AttachmentState.CONNECTING}:
             return VolumeStatus.ATTACHING
         if states & {AttachmentState.DETACHING, AttachmentState.FORGETTING}:
             return VolumeStatus.DETACHING
+        if AttachmentState.RESERVED in states:
+            return VolumeStatus.RESERVED
         return VolumeStatus.IN_USE if states else VolumeStatus.AVAILABLE
 
     def _publish(self, extend: Extend, backend_bytes: int | None) -> None:

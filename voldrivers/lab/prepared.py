@@ -69,10 +69,12 @@ _AGENT = """
 umask 077
 mkdir -p /etc/voldrivers
 echo the-token-of-this-lab >/etc/voldrivers/token
+echo "$1" >/etc/voldrivers/identity.pem
 cat >/etc/voldrivers/agent.toml <<END
 [agent]
 listen = "0.0.0.0:9871"
 token_file = "token"
+certificate = "identity.pem"
 [host.$HOSTNAME]
 kind = "local"
 qmp_dir = "/run/lab"
@@ -82,6 +84,8 @@ _CONTROLLER = """
 umask 077
 mkdir -p /etc/voldrivers
 echo the-token-of-this-lab >/etc/voldrivers/token
+echo "$1" >/etc/voldrivers/identity.pem
+shift
 cat >/etc/voldrivers/voldrivers.toml <<END
 state_dir = "/var/lib/voldrivers"
 [backend.lvm]
@@ -92,8 +96,9 @@ END
 for host; do cat >>/etc/voldrivers/voldrivers.toml <<END; done
 [host.$host]
 kind = "agent"
-url = "http://$host:9871"
+url = "https://$host:9871"
 token_file = "token"
+ca_file = "identity.pem"
 look_timeout_s = 15
 act_timeout_s = 60
 END
@@ -164,14 +169,14 @@ def start_guest(machine: LabMachine) -> None:
 def start_agent(machine: LabMachine) -> None:
     """Start the agent of a machine, whose configuration is /etc/voldrivers/agent.toml then."""
     _bring_voldrivers(machine)
-    _bash(machine, _AGENT)
+    _bash(machine, _AGENT, _identity())
     _start(machine, "voldrivers", "agent", "--config", "/etc/voldrivers/agent.toml")
 
 
 def configure(machine: LabMachine, hosts: Sequence[str]) -> None:
     """Write a configuration with backend `lvm` and these hosts, by their agents."""
     _bring_voldrivers(machine)
-    _bash(machine, _CONTROLLER, *hosts)
+    _bash(machine, _CONTROLLER, _identity(), *hosts)
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,11 @@ def version(state: str) -> str:
         for path in sorted(_PACKAGE.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _identity() -> str:
+    """Give certificate and key of every agent of a lab. Everybody knows them: they are for labs alone."""
+    return (_PACKAGE / "lab/inside/identity.pem").read_text()
 
 
 def _bring_voldrivers(machine: LabMachine) -> None:

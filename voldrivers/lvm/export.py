@@ -63,7 +63,8 @@ class Exports(ABC):
 
 def attached(volume: Volume) -> Sequence[Attachment]:
     """Give the attachments that must be let in; one that is leaving, or forced out, is not."""
-    return [a for a in volume.attachments if a.state is AttachmentState.ATTACHED and a.connector]
+    let_in = (AttachmentState.ATTACHED, AttachmentState.CONNECTING)
+    return [a for a in volume.attachments if a.state in let_in and a.connector]
 
 
 def known(volume: Volume) -> Sequence[ConnectionInfo]:
