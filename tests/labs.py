@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 CHECKOUT = Path(voldrivers.__file__).parents[1]
 LOGS = CHECKOUT / "build" / "lab"
 #: What takes longest to prepare or to run first.
-FIXTURES = ("linux_guest", "lvm_site", "attached", "three_hosts", "two_hosts", "lab")
+FIXTURES = ("linux_guest", "lvm_site", "served", "attached", "three_hosts", "two_hosts", "lab")
 #: The programs that an image is made and run with.
 TOOLS = ("qemu-system-x86_64", "qemu-img", "setpriv", "apt-get", "dpkg-deb", "xargs")
 

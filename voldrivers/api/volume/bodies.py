@@ -15,6 +15,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from voldrivers.sizes import GiB
 
@@ -152,10 +153,12 @@ class VolumeAction(Body):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    extend: Extend | None = Field(None, alias="os-extend")
-    extend_volume_completion: ExtendCompletion | None = Field(None, alias="os-extend_volume_completion")
-    reset_status: ResetStatus | None = Field(None, alias="os-reset_status")
-    revert: Revert | None = None
+    extend: Extend | SkipJsonSchema[None] = Field(None, alias="os-extend")
+    extend_volume_completion: ExtendCompletion | SkipJsonSchema[None] = Field(
+        None, alias="os-extend_volume_completion"
+    )
+    reset_status: ResetStatus | SkipJsonSchema[None] = Field(None, alias="os-reset_status")
+    revert: Revert | SkipJsonSchema[None] = None
     unmanage: None = Field(None, alias="os-unmanage")
     retry: None = Field(None, alias="voldrivers:retry")
     repair: None = Field(None, alias="voldrivers:repair")

@@ -1,0 +1,67 @@
+"""Whatever is sent, as the services describe themselves and otherwise: schemathesis with all its checks."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servicesite import AGENT_TOKEN, PROJECT, ServiceSite
+
+from voldrivers import process
+from voldrivers.guests.device import DeviceGuest
+
+pytestmark = [pytest.mark.needs("qemu-system-x86_64", "qemu-img"), pytest.mark.slow]
+
+#: A driver's own options, and what excludes one another, no schema knows; 501 is the specification's own.
+_CONFIG = "".join(
+    f"""
+[[operations]]
+include-name = "POST /v3/{{project_id}}/{kind}"
+checks.positive_data_acceptance.enabled = false
+"""
+    for kind in ("volumes", "manageable_volumes")
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[ServiceSite]:
+    made = ServiceSite(tmp_path, tables="requests_per_second = 10000.0\n")
+    yield made
+    made.end()
+
+
+def schemathesis(site: ServiceSite, url: str, *options: str) -> None:
+    config = site.directory / "schemathesis.toml"
+    config.write_text(_CONFIG)
+    program = str(Path(sys.executable).with_name("schemathesis"))
+    checks = ["--checks=all", "--exclude-checks=not_a_server_error", "--max-examples=15", "--no-color"]
+    found = [f"--config-file={config}", "run", f"{url}/openapi.json", f"--url={url}", *checks, *options]
+    argv = ["sh", "-c", '"$@"; echo "exit code $?"', "sh", program, *found]
+    done = process.run(argv, timeout_s=400)
+    assert "exit code 0" in done.stdout, done.stdout[-8000:]
+
+
+def test_the_volume_service(site: ServiceSite, tmp_path: Path) -> None:
+    with DeviceGuest(tmp_path) as guest:
+        volume_id = site.create(name="in use")
+        site.attach(volume_id, guest)
+        before = site.show(volume_id)
+        schemathesis(site, site.service.url, "--header=OpenStack-API-Version: volume 3.71")
+        after = site.show(volume_id)
+        assert {"status": after["status"], "size": after["size"]} == {
+            "status": "in-use",
+            "size": before["size"],
+        }
+    assert 'status="500"' not in site.ask("GET", "/metrics").text
+    assert "mistake in voldrivers" not in site.service.log
+
+
+def test_the_agent(site: ServiceSite, tmp_path: Path) -> None:
+    with DeviceGuest(tmp_path) as guest:
+        volume_id = site.create()
+        site.attach(volume_id, guest)
+        schemathesis(site, site.agent.url, f"--header=Authorization: Bearer {AGENT_TOKEN}")
+        assert guest.disk(volume_id).capacity_bytes() == site.file_bytes(volume_id)
+    assert "mistake in voldrivers" not in site.agent.log
+    answer = site.compute("GET", f"servers/guest/os-online_extend_volume/{volume_id}")
+    assert (answer.status_code, PROJECT) == (404, PROJECT) or answer.status_code == 409
