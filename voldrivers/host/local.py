@@ -6,8 +6,8 @@ from pathlib import Path
 
 from voldrivers.abilities import Layers, Merge
 from voldrivers.base import Host
-from voldrivers.errors import NotSupported, VolDriverError
-from voldrivers.host import instance, media, qemu
+from voldrivers.errors import NotFound, NotSupported, VolDriverError
+from voldrivers.host import domain, instance, media, qemu
 from voldrivers.host.instance import Instance, Limits
 from voldrivers.model import (
     Attachment,
@@ -27,6 +27,9 @@ class LocalOptions:
     """What an operator may say about this machine."""
 
     qmp_dir: Path | None = option("directory with the QMP socket of every instance, NAME.qmp", None)
+    libvirt_uri: str | None = option(
+        "libvirt connection of this machine, qemu:///system say, for instances without a QMP socket", None
+    )
     monitor_timeout_s: float = option(
         "seconds to wait for a connection to a monitor and for an answer", 5.0, minimum=0.1, maximum=3600
     )
@@ -39,7 +42,7 @@ class LocalOptions:
 
 
 class LocalHost(Host, Layers):
-    """The machine this runs on. Its instances are QEMUs with a QMP socket of their own.
+    """The machine this runs on. Its instances are QEMUs with a QMP socket, or domains of libvirt.
 
     Before anything is asked of a QEMU its medium must have answered: on a dead hard mount a mere
     `query-block` would freeze the whole guest, because QEMU looks at its files from its main loop.
@@ -53,9 +56,18 @@ class LocalHost(Host, Layers):
         return Connector(self.name, initiator=media.initiator(), multipath=True, nqn=media.nqn())
 
     def find_instance(self, attachment: Attachment) -> Attachment:
-        """Fill in the monitor from the instance's name or the name from the monitor, and the process."""
-        path = qemu.monitor_path(attachment, self.options.qmp_dir)
-        return attachment if path is None else qemu.find(attachment, path, self.options.monitor_timeout_s)
+        """Fill in the monitor from the instance's name or the name from the monitor, and the process.
+
+        A QMP socket comes first; an instance that has none may be a domain of libvirt.
+        """
+        timeout_s, uri = self.options.monitor_timeout_s, self.options.libvirt_uri
+        try:
+            path = qemu.monitor_path(attachment, self.options.qmp_dir)
+        except NotFound:
+            if attachment.monitor or uri is None:
+                raise
+            return domain.find(attachment, uri, timeout_s)
+        return attachment if path is None else qemu.find(attachment, path, timeout_s)
 
     def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
         """Mount the share or log in to the target; the volume must be there then.
@@ -155,13 +167,22 @@ class LocalHost(Host, Layers):
         )
 
     def _instance(self, attachment: Attachment) -> Instance:
-        """Choose who has the instance, by its monitor. Raises NotSupported."""
+        """Choose who has the instance, by its monitor. Raises NotSupported.
+
+        libvirt is asked only where this host's options say: a URI can have a program run.
+        """
         limits = Limits(
             self.options.monitor_timeout_s, self.options.resize_timeout_s, self.options.unplug_timeout_s
         )
         if attachment.monitor is None:
             raise NotSupported(f"instance {attachment.place}", "has no monitor that could be asked")
-        return qemu.QEMU(attachment, limits)
+        uri = domain.uri_of(attachment)
+        if uri is None:
+            return qemu.QEMU(attachment, limits)
+        if uri != self.options.libvirt_uri:
+            reason = f"its monitor is libvirt at {uri}, which is not the libvirt_uri of host {self.name}"
+            raise NotSupported(f"instance {attachment.place}", reason)
+        return domain.DomainInstance(attachment, limits)
 
     def _is_gone(self, attachment: Attachment) -> bool:
         return attachment.monitor is not None and self._instance(attachment).is_gone()
