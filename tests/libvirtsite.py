@@ -34,7 +34,6 @@ dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
 cgroup_controllers = []
-namespaces = []
 stdio_handler = "file"
 """
 _START_S = 60.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -124,6 +125,9 @@ def has_other_file(pid: int, path: Path) -> bool:
         opened = [os.stat(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
     except OSError:
         return False
+    if stat.S_ISBLK(here.st_mode):
+        # By its number: libvirt gives a QEMU a /dev of its own, in which the same device is another inode.
+        return not any(stat.S_ISBLK(o.st_mode) and o.st_rdev == here.st_rdev for o in opened)
     local = place_of(path.parent).mount.is_local
     return not any(o.st_ino == here.st_ino and (o.st_dev == here.st_dev or not local) for o in opened)
 

@@ -82,6 +82,7 @@ class Connection:
         """Take the connection's URI and the limit for connecting and for each look."""
         self.uri, self.timeout_s = uri, timeout_s
         self.library = _library()
+        self._hangs = False
 
     def __enter__(self) -> Self:
         """Connect."""
@@ -97,9 +98,10 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnect, whatever happened."""
-        with suppress(TimeoutError, self.library.libvirtError):
-            _within(self._handle.close, self.timeout_s)
+        """Disconnect, whatever happened; where a call hangs, its thread does so in the end."""
+        if not self._hangs:
+            with suppress(TimeoutError, self.library.libvirtError):
+                _within(self._handle.close, self.timeout_s)
 
     def domain(self, name: str) -> "Domain":
         """Find a domain by its UUID or by its name. Raises NotFound, InvalidState."""
@@ -111,7 +113,7 @@ class Connection:
     def look(self, call: Callable[[], Result], subject: str) -> Result:
         """Run a call that changes nothing. Raises what libvirt's refusal means, InvalidState in silence."""
         try:
-            return _within(call, self.timeout_s)
+            return self._timed(call, self.timeout_s)
         except TimeoutError as error:
             raise self._silent() from error
         except self.library.libvirtError as error:
@@ -123,7 +125,7 @@ class Connection:
     def act(self, call: Callable[[], Result], what: str, limit_s: float) -> Result:
         """Run a call that changes something. Raises what a refusal means, OutcomeUnknown in silence."""
         try:
-            return _within(call, limit_s)
+            return self._timed(call, limit_s)
         except TimeoutError as error:
             raise OutcomeUnknown(what, f"libvirt did not answer within {limit_s:g} seconds") from error
         except self.library.libvirtError as error:
@@ -131,6 +133,13 @@ class Connection:
                 reason = f"the connection to libvirt broke: {error.get_error_message()}"
                 raise OutcomeUnknown(what, reason) from error
             raise self._refusal(error, what) from error
+
+    def _timed(self, call: Callable[[], Result], limit_s: float) -> Result:
+        try:
+            return _within(call, limit_s)
+        except TimeoutError:
+            self._hangs = True
+            raise
 
     def _is_lost(self, error: Any) -> bool:  # Any: libvirtError, which has no types
         """Tell whether the transport failed, so that the daemon's own answer is not known."""
