@@ -501,24 +501,6 @@ def test_a_paused_guest_can_be_extended(qcow2: Plugged) -> None:
 # what is in the way
 
 
-def test_a_guest_that_is_being_saved_is_never_asked(raw: Plugged) -> None:
-    """Into a pipe that nobody empties, with more memory than it holds."""
-    for megabyte in range(8, 12):
-        raw.domain._bus.set_memory(megabyte * MiB, os.urandom(MiB))
-    pipe = raw.domain.directory / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with raw.domain.handle() as handle, ThreadPoolExecutor() as threads:
-        saving = threads.submit(handle.save, str(pipe))
-        process.wait_until(lambda: handle.jobStats()["type"] != libvirt.VIR_DOMAIN_JOB_NONE, 10, "the job")
-        refused(raw, r"is paused \((save|migration)\)|busy with a save job")
-        handle.abortJob()
-        os.close(reader)
-        assert isinstance(saving.exception(), libvirt.libvirtError)
-        process.wait_until(lambda: handle.state()[0] == libvirt.VIR_DOMAIN_RUNNING, 5, "the guest to go on")
-    raw.assist(2 * MiB)
-
-
 def test_a_guest_that_is_being_backed_up_is_never_asked(raw: Plugged) -> None:
     at, scratch = raw.domain.directory / "nbd", raw.domain.directory / "scratch"
     backup = f"<domainbackup mode='pull'><server transport='unix' socket='{at}'/><disks>"
@@ -673,7 +655,7 @@ def test_a_frozen_libvirtd_is_an_error_in_time(raw: Plugged) -> None:
 def test_calls_that_hang_are_refused_when_they_are_too_many(
     raw: Plugged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asked, "_HANGING_AT_MOST", 1)
+    monkeypatch.setattr("voldrivers.host.limited._HANGING_AT_MOST", 1)
     with raw.domain.daemon.frozen():
         assert raw.state is UNKNOWN
         threads, began = threading.active_count(), time.monotonic()

@@ -1,13 +1,10 @@
 """libvirt: talk to the daemon that owns QEMUs, within time limits.
 
-The only home of libvirt-python, whose calls wait for ever: each one runs in a thread of its own and is
-given up when its time is over.
+The only home of libvirt-python, whose calls wait for ever: each one is given up when its time is over.
 """
 
 import json
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +21,9 @@ from voldrivers.errors import (
     OutcomeUnknown,
     VolDriverError,
 )
+from voldrivers.host.limited import within
 
 Result = TypeVar("Result")
-
-#: So many calls may hang (a frozen daemon or QEMU) before new ones are refused at once.
-_HANGING_AT_MOST = 32
-_hanging: list[threading.Thread] = []
 
 #: What a refusal of libvirt means, by the names of its codes (virErrorNumber in virterror.h). All else is
 #: BackendError, and what the transport says (VIR_FROM_RPC) of an act is OutcomeUnknown.
@@ -82,12 +76,11 @@ class Connection:
         """Take the connection's URI and the limit for connecting and for each look."""
         self.uri, self.timeout_s = uri, timeout_s
         self.library = _library()
-        self._hangs = False
 
     def __enter__(self) -> Self:
         """Connect."""
         try:
-            self._handle = _within(lambda: self.library.open(self.uri), self.timeout_s)
+            self._handle = self._within(lambda: self.library.open(self.uri), self.timeout_s)
         except TimeoutError as error:
             raise self._silent() from error
         except self.library.libvirtError as error:
@@ -99,21 +92,21 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Disconnect, whatever happened; where a call hangs, its thread does so in the end."""
-        if not self._hangs:
-            with suppress(TimeoutError, self.library.libvirtError):
-                _within(self._handle.close, self.timeout_s)
+        with suppress(TimeoutError, self.library.libvirtError):
+            self._within(self._handle.close, self.timeout_s)
 
     def domain(self, name: str) -> "Domain":
         """Find a domain by its UUID or by its name. Raises NotFound, InvalidState."""
+        find = partial(self._handle.lookupByName, name)
         with suppress(NotFound, ValueError):
-            wanted = str(UUID(name))
-            return Domain(self, self.look(lambda: self._handle.lookupByUUIDString(wanted), f"domain {name}"))
-        return Domain(self, self.look(lambda: self._handle.lookupByName(name), f"domain {name}"))
+            find_by_uuid = partial(self._handle.lookupByUUIDString, str(UUID(name)))
+            return Domain(self, self.look(find_by_uuid, f"domain {name}"))
+        return Domain(self, self.look(find, f"domain {name}"))
 
     def look(self, call: Callable[[], Result], subject: str) -> Result:
         """Run a call that changes nothing. Raises what libvirt's refusal means, InvalidState in silence."""
         try:
-            return self._timed(call, self.timeout_s)
+            return self._within(call, self.timeout_s)
         except TimeoutError as error:
             raise self._silent() from error
         except self.library.libvirtError as error:
@@ -125,7 +118,7 @@ class Connection:
     def act(self, call: Callable[[], Result], what: str, limit_s: float) -> Result:
         """Run a call that changes something. Raises what a refusal means, OutcomeUnknown in silence."""
         try:
-            return self._timed(call, limit_s)
+            return self._within(call, limit_s)
         except TimeoutError as error:
             raise OutcomeUnknown(what, f"libvirt did not answer within {limit_s:g} seconds") from error
         except self.library.libvirtError as error:
@@ -134,12 +127,8 @@ class Connection:
                 raise OutcomeUnknown(what, reason) from error
             raise self._refusal(error, what) from error
 
-    def _timed(self, call: Callable[[], Result], limit_s: float) -> Result:
-        try:
-            return _within(call, limit_s)
-        except TimeoutError:
-            self._hangs = True
-            raise
+    def _within(self, call: Callable[[], Result], limit_s: float) -> Result:
+        return within(call, limit_s, self.library.libvirtError)
 
     def _is_lost(self, error: Any) -> bool:  # Any: libvirtError, which has no types
         """Tell whether the transport failed, so that the daemon's own answer is not known."""
@@ -271,8 +260,10 @@ class Domain:
         except OutcomeUnknown as error:
             raise InvalidState(self.title, f"not answering ({error.reason})", "answering") from error
 
-    def ask_agent(self, command: str, arguments: dict[str, object], timeout_s: float) -> Any:
-        """Run a command of the agent in the guest and give its reply. Raises as a look."""  # Any: JSON
+    def ask_agent(
+        self, command: str, arguments: dict[str, object], timeout_s: float
+    ) -> Any:  # Any: each command has its own reply
+        """Run a command of the agent in the guest and give its reply. Raises as a look."""
         import libvirt_qemu
 
         request = json.dumps({"execute": command, "arguments": arguments})
@@ -322,31 +313,3 @@ def _library() -> Any:  # Any: the library has no types
         raise plugins.missing_library(error) from error
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     return libvirt
-
-
-def _within(call: Callable[[], Result], limit_s: float) -> Result:
-    """Give the result of a call that may hang. Raises TimeoutError, and what the call does.
-
-    A call whose time is over is left to its thread, which ends when the daemon answers or is gone; it is a
-    daemon thread, so it keeps no process from ending. Such calls hold a connection each, so there is a limit.
-    """
-    _hanging[:] = [thread for thread in _hanging if thread.is_alive()]
-    if len(_hanging) >= _HANGING_AT_MOST:
-        raise TimeoutError
-    answer: Future[Result] = Future()
-    thread = threading.Thread(target=_answer, args=(call, answer), daemon=True, name="libvirt")
-    thread.start()
-    try:
-        return answer.result(limit_s)
-    except TimeoutError:
-        _hanging.append(thread)
-        raise
-
-
-def _answer(call: Callable[[], Result], answer: "Future[Result]") -> None:
-    import libvirt
-
-    try:
-        answer.set_result(call())
-    except libvirt.libvirtError as error:
-        answer.set_exception(error)
