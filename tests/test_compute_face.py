@@ -89,6 +89,23 @@ def test_each_refusal_has_its_cause(site: ServiceSite, guest: DeviceGuest) -> No
     assert guest.disk(volume_id).capacity_bytes() == GiB
 
 
+def test_without_a_monitor_nothing_grows(tmp_path: Path) -> None:
+    """501, for what the specification calls not supported by the hypervisor's driver."""
+    site = ServiceSite(tmp_path)
+    try:
+        volume_id = site.create()
+        site.agent.end()
+        site.agent.config = site.agent.config.replace('qmp_dir = ".."\n', "")
+        site.agent.start()
+        for path in (f"{ONLINE}/{volume_id}", "servers/other/os-online_extend_volume/x"):
+            answer = site.compute("POST", path, {"onlineExtendVolume": {"bytes": 2 * GiB}})
+            assert answer.status_code == 501, answer.text
+            assert "neither qmp_dir nor libvirt_uri" in answer.text
+        assert site.file_bytes(volume_id) == GiB
+    finally:
+        site.end()
+
+
 def test_an_older_extend_is_refused(site: ServiceSite, guest: DeviceGuest) -> None:
     volume_id = attached(site, guest)
 

@@ -168,7 +168,7 @@ def test_an_instance_that_is_not_there_is_not_found(ram_path: Path, name: str) -
 
 
 def test_without_a_directory_of_monitors_no_name_is_found() -> None:
-    with pytest.raises(NotFound, match="has no qmp_dir"):
+    with pytest.raises(NotSupported, match="neither qmp_dir nor libvirt_uri"):
         local().find_instance(Attachment("a", "v", "here", instance="guest"))
 
 

@@ -52,6 +52,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pyudev": ("host.changes",),
     "rtslib_fb": ("lvm.lio",),
     "qemu": ("host.qmp",),
+    "libvirt": ("host.libvirt",),
+    "libvirt_qemu": ("host.libvirt",),
     "anyio": ("api",),
     "fastapi": ("api",),
     "oslo_config": ("api.policy",),
@@ -62,8 +64,23 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "httpx": ("api",),
     "pydantic": ("api",),
     "asyncio": ("host.qmp", "api.volume.asked"),
-    "threading": ("host.qmp", "api.agent", "api.guard", "api.volume.desk", "lab.channel", "lab.keeper"),
-    "concurrent": ("host.qmp", "api.compute", "api.volume.desk", "lab.states", "lab.keeper.service"),
+    "threading": (
+        "host.qmp",
+        "host.limited",
+        "api.agent",
+        "api.guard",
+        "api.volume.desk",
+        "lab.channel",
+        "lab.keeper",
+    ),
+    "concurrent": (
+        "host.qmp",
+        "host.limited",
+        "api.compute",
+        "api.volume.desk",
+        "lab.states",
+        "lab.keeper.service",
+    ),
     "sqlite3": ("extend",),
     "tomllib": ("registry",),
     "subprocess": ("process", "lab.inside.agent"),
@@ -281,6 +298,7 @@ def test_the_code_keeps_the_rule(checker: Checker) -> None:
         (check_homes, "extend.engine", "import threading"),
         (check_homes, "base", "def f():\n    import oslo_concurrency"),
         (check_homes, "model", "import sqlite3"),
+        (check_homes, "host.domain", "import libvirt"),
         (check_homes, "host.local", "import subprocess"),
         (check_programs, "host.local", "import os\nos.execvp('a', ['a'])"),
         (check_programs, "host.local", "from os import fork"),
@@ -371,7 +389,8 @@ def import_all() -> list[str]:
 
 
 def test_importing_is_light() -> None:
-    heavy = ("os_brick", "eventlet", "qemu", "oslo_concurrency", "sqlite3", "asyncio", "subprocess")
+    heavy = ["os_brick", "eventlet", "qemu", "libvirt", "oslo_concurrency", "sqlite3", "asyncio"]
+    heavy += ["subprocess"]
     code = "import sys, voldrivers; print(*sorted(sys.modules))"
     loaded = process.run([sys.executable, "-c", code], timeout_s=20).stdout.split()
     assert "voldrivers.base" in loaded

@@ -146,7 +146,8 @@ class Attachment:
     """One volume on one host, with or without an instance that uses it.
 
     `connector` is what the host said of itself when the volume was exported to it: by it a lost host is
-    let in no more. `monitor` is the path of the instance's QMP socket. `instance_process` is what the host
+    let in no more. `monitor` is the path of the instance's QMP socket, or
+    `libvirt:` and the URI of the libvirt that has it. `instance_process` is what the host
     needs to prove later that the instance is gone; opaque to everybody else. `instance_state` is filled in
     by the converging step before it asks the driver, and is not stored. `by_client`: it was connected, and
     plugged into its instance, by who asked for it over the API; that one disconnects it too.

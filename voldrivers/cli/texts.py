@@ -40,8 +40,12 @@ def snapshot(shown: Snapshot) -> str:
 
 def attachment(shown: Attachment) -> str:
     """Where a volume is attached, and how."""
-    monitor = f", QMP {shown.monitor}" if shown.monitor else ""
+    monitor = f", {_monitor(shown.monitor)}" if shown.monitor else ""
     return f"{shown.place}, {shown.state}, {shown.device_path or 'no device'}{monitor}"
+
+
+def _monitor(name: str) -> str:
+    return name if name.startswith("libvirt:") else f"QMP {name}"
 
 
 def extend(shown: Extend) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -109,8 +110,26 @@ def check_identity(
     """
     if node.driver != image_format and not _is_filtered(monitor, path, image_format):
         raise InvalidState(f"block node {node.name}", f"opened as {node.driver}", f"opened as {image_format}")
-    if qemu_pid is not None and _has_other_file(qemu_pid, path):
+    if qemu_pid is not None and has_other_file(qemu_pid, path):
         raise InvalidState(f"block node {node.name}", f"of a file that is no longer {path}", "of that file")
+
+
+def has_other_file(pid: int, path: Path) -> bool:
+    """Tell whether a QEMU provably has not opened the file that is at `path` now.
+
+    Only who may look at its open files can tell. Over a network another mount of the same share has
+    another device number, so there the inode alone counts.
+    """
+    try:
+        here = path.stat()
+        opened = [os.stat(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    if stat.S_ISBLK(here.st_mode):
+        # By its number: libvirt gives a QEMU a /dev of its own, in which the same device is another inode.
+        return not any(stat.S_ISBLK(o.st_mode) and o.st_rdev == here.st_rdev for o in opened)
+    local = place_of(path.parent).mount.is_local
+    return not any(o.st_ino == here.st_ino and (o.st_dev == here.st_dev or not local) for o in opened)
 
 
 def check_resizable(monitor: Monitor, node: BlockNode) -> None:
@@ -138,6 +157,21 @@ def resize(monitor: Monitor, node: BlockNode, size_bytes: int, timeout_s: float)
         monitor.execute("block_resize", {"node-name": node.name, "size": size_bytes}, timeout_s)
     except BackendError as error:
         raise _refusal(monitor, node, size_bytes, error.reason) from error
+
+
+def refusal(subject: str, file: str, shown_bytes: int, size_bytes: int, reason: str) -> VolDriverError | None:
+    """Choose the error by what its reader can do, from QEMU's words for refusing to resize; None for others.
+
+    The class that QEMU gives is always GenericError.
+    """
+    if "No space left" in reason:
+        return NoSpace(f"file {file}", size_bytes - shown_bytes)
+    if "File too large" in reason or "exceeds maximum" in reason:
+        return InvalidSize(subject, reason, format_size(size_bytes), shown_bytes)
+    for words, needed in _REFUSALS:
+        if words.lower() in reason.lower():
+            return InvalidState(subject, f"refused by QEMU ({reason})", needed)
+    return None
 
 
 def add(
@@ -221,21 +255,6 @@ def _is_filtered(monitor: Monitor, path: Path, image_format: str) -> bool:
     return image_format in formats and not formats & (FORMATS - {image_format})
 
 
-def _has_other_file(pid: int, path: Path) -> bool:
-    """Tell whether a QEMU provably has not opened the file that is at `path` now.
-
-    Only who may look at its open files can tell. Over a network another mount of the same share has
-    another device number, so there the inode alone counts.
-    """
-    try:
-        here = path.stat()
-        opened = [os.stat(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
-    except OSError:
-        return False
-    local = place_of(path.parent).mount.is_local
-    return not any(o.st_ino == here.st_ino and (o.st_dev == here.st_dev or not local) for o in opened)
-
-
 def file_of(filename: str) -> str:
     """Give the file's name from QEMU's, which for a filter or a layer is `json:` and its options, nested."""
     if not filename.startswith("json:"):
@@ -284,15 +303,9 @@ def _in_use(node: BlockNode, busy: str) -> InvalidState:
 
 
 def _refusal(monitor: Monitor, node: BlockNode, size_bytes: int, reason: str) -> VolDriverError:
-    """Choose the error by what its reader can do. The class QEMU gives is always GenericError."""
+    """Choose the error by what its reader can do; of one in use, say by whom."""
     subject = f"block node {node.name}"
-    if "No space left" in reason:
-        return NoSpace(f"file {node.file}", size_bytes - node.size_bytes)
     if "is in use" in reason or "Permission conflict" in reason:
         return _in_use(node, _user(monitor, node) or f"something else ({reason})")
-    if "File too large" in reason or "exceeds maximum" in reason:
-        return InvalidSize(subject, reason, format_size(size_bytes), node.size_bytes)
-    for words, needed in _REFUSALS:
-        if words.lower() in reason.lower():
-            return InvalidState(subject, f"refused by QEMU ({reason})", needed)
-    return BackendError(subject, f"QEMU refused {format_size(size_bytes)}: {reason}")
+    refused = BackendError(subject, f"QEMU refused {format_size(size_bytes)}: {reason}")
+    return refusal(subject, node.file, node.size_bytes, size_bytes, reason) or refused

@@ -36,12 +36,15 @@ def disk_bytes(agent: Path, serial: str, timeout_s: float = 2.0) -> int:
             return monitor.execute(command, arguments, max(deadline - time.monotonic(), 0.001))
 
         _synchronise(ask, agent)
-        try:
-            return _disk_bytes(ask, agent, serial)
-        except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as error:
-            raise BackendError(
-                f"guest agent {agent}", f"gave an answer that makes no sense: {error!r}"
-            ) from error
+        return disk_bytes_by(ask, f"guest agent {agent}", serial)
+
+
+def disk_bytes_by(ask: Ask, title: str, serial: str) -> int:
+    """Ask by any way that reaches the agent. Raises NotFound, BackendError, and what `ask` does."""
+    try:
+        return _disk_bytes(ask, title, serial)
+    except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as error:
+        raise BackendError(title, f"gave an answer that makes no sense: {error!r}") from error
 
 
 def _synchronise(ask: Ask, agent: Path) -> None:
@@ -51,12 +54,12 @@ def _synchronise(ask: Ask, agent: Path) -> None:
         raise InvalidState(f"guest agent {agent}", "answering somebody else", "free")
 
 
-def _disk_bytes(ask: Ask, agent: Path, serial: str) -> int:
+def _disk_bytes(ask: Ask, title: str, serial: str) -> int:
     disks = [entry for entry in ask("guest-get-disks", {}) if not entry["partition"]]
     for name in (Path(entry["name"]).name for entry in disks[:_DISKS_AT_MOST]):
         if _read(ask, f"/sys/class/block/{name}/serial") == serial:
             return int(_read(ask, f"/sys/class/block/{name}/size")) * _SECTOR_BYTES
-    raise NotFound("disk", serial, f" in the guest behind {agent}")
+    raise NotFound("disk", serial, f" in the guest behind {title}")
 
 
 def _read(ask: Ask, path: str) -> str:

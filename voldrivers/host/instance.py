@@ -1,70 +1,117 @@
-"""Instances: the QEMU behind a QMP socket, whether it runs, and keeping others of us away from it."""
+"""An instance: one guest behind its monitor, whichever that is, and keeping others of us away from it."""
 
 import os
 import socket
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from voldrivers import process
-from voldrivers.errors import BackendError, InvalidState, NotFound
-from voldrivers.host import qmp
-from voldrivers.host.qmp import Monitor
-from voldrivers.model import Attachment, InstanceState
+from voldrivers.abilities import Merge
+from voldrivers.errors import BackendError, InvalidState, NotSupported
+from voldrivers.host.media import Medium
+from voldrivers.model import Attachment, Extend, InstanceState, Volume, utc_now
+from voldrivers.sizes import format_size
+
+_SECTOR_BYTES = 512
 
 
-def find(attachment: Attachment, qmp_dir: Path | None, timeout_s: float) -> Attachment:
-    """Fill in the monitor from the instance's name or the name from the monitor, and the process.
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait for an answer, for a resize, for a guest to let go of a disk."""
 
-    Raises NotFound, InvalidState when the QEMU does not answer.
+    answer_s: float
+    resize_s: float
+    unplug_s: float
+
+
+@dataclass(frozen=True)
+class ShownDisk:
+    """One disk of an instance with a volume, by its hypervisor's name, and the size that QEMU has for it."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Instance(ABC):
+    """The instance of one attachment. Of a medium that it is given it is sure that it answers.
+
+    Every method may be repeated; each but `state` raises InvalidState when the monitor does not answer.
     """
-    path = _monitor_path(attachment, qmp_dir)
-    if path is None:
-        return attachment
-    with Monitor(path, timeout_s) as monitor:
-        identity = _qemu_identity(monitor.peer_pid)
-        # Answered after the identity was taken: so it was taken of the living QEMU.
-        name = attachment.instance or _name(monitor) or path.stem
-    return replace(attachment, instance=name, monitor=str(path), instance_process=identity)
 
+    attachment: Attachment
+    limits: Limits
 
-def state(attachment: Attachment, timeout_s: float) -> InstanceState:
-    """RUNNING if its QEMU answers; STOPPED if it is gone; else UNKNOWN, a vanished socket too."""
-    if attachment.monitor is None:
-        return InstanceState.UNKNOWN
-    try:
-        with Monitor(Path(attachment.monitor), timeout_s):
-            return InstanceState.RUNNING
-    except InvalidState:
-        return InstanceState.STOPPED if is_gone(attachment) else InstanceState.UNKNOWN
+    @abstractmethod
+    def state(self) -> InstanceState:
+        """Give RUNNING if it answers, STOPPED if it is proved to have ended, else UNKNOWN."""
 
+    @abstractmethod
+    def is_gone(self) -> bool:
+        """Tell whether it has provably ended."""
 
-def is_gone(attachment: Attachment) -> bool:
-    """Tell whether the instance's process has provably ended and no other took its place at the socket."""
-    if not attachment.monitor or not attachment.instance_process:
-        return False
-    return process.is_gone(attachment.instance_process) and not qmp.is_listening(Path(attachment.monitor))
+    @abstractmethod
+    def plug(self, volume: Volume, medium: Medium) -> None:
+        """Give it a volume as a virtio disk; nothing is left behind on failure."""
 
+    @abstractmethod
+    def unplug(self, volume: Volume, medium: Medium) -> None:
+        """Take the disk out and wait until its guest has let go of it."""
 
-def qemu_pid(attachment: Attachment) -> int | None:
-    """Give the number of the QEMU that the attachment was made to; None when it is not known or gone."""
-    identity = attachment.instance_process
-    return None if identity is None or process.is_gone(identity) else int(identity.split()[1])
+    @abstractmethod
+    def check_extend(self, volume: Volume, medium: Medium) -> None:
+        """Refuse what could not be resized now. Changes nothing."""
+
+    @abstractmethod
+    def extend(self, volume: Volume, medium: Medium, extend: Extend) -> None:
+        """Look, have QEMU resize every disk with the volume, look again.
+
+        Never below what QEMU or the medium has.
+
+        Raises InvalidState (nothing was sent), NoSpace, InvalidSize, BackendError, OutcomeUnknown.
+        """
+
+    @abstractmethod
+    def fence(self, extend: Extend) -> None:
+        """Return only when what was sent for an extend can no longer take effect. Raises OutcomeUnknown."""
+
+    @abstractmethod
+    def disks(self, volume: Volume, medium: Medium) -> Sequence[ShownDisk]:
+        """Give the disks with the volume, at least one. Raises InvalidState."""
+
+    @abstractmethod
+    def guest_bytes(self, volume: Volume) -> int | None:
+        """Ask the agent in the guest for the size; None where there is no agent."""
+
+    def switch(self, volume: Volume, now: Medium, then: Medium) -> None:  # noqa: ARG002 - for those who can
+        """Have the disk written to an empty overlay over what it has."""
+        raise self._no_layers()
+
+    def merge(self, volume: Volume, medium: Medium, merge: Merge) -> int:  # noqa: ARG002 - as above
+        """Have a layer take in the one below it; give what is left."""
+        raise self._no_layers()
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other instance on this machine."""
+        return os.path.realpath(str(self.attachment.monitor))
+
+    def _no_layers(self) -> NotSupported:
+        reason = "layers of a volume in use are switched and merged over a QMP socket only"
+        return NotSupported(f"instance {self.attachment.place}", reason)
 
 
 @contextmanager
-def held(attachment: Attachment, timeout_s: float) -> Iterator[None]:
+def held(attachment: Attachment, key: str, timeout_s: float) -> Iterator[None]:
     """Keep every other voldrivers process on this machine from plugging into the instance.
 
     By a name in the kernel's table of abstract sockets (unix(7)), which is free again when its
     process ends, however it ends. Raises InvalidState when another one holds it for `timeout_s`.
     """
-    if attachment.monitor is None:
-        yield
-        return
-    name = sha256(os.path.realpath(attachment.monitor).encode()).hexdigest()
+    name = sha256(key.encode()).hexdigest()
     with socket.socket(socket.AF_UNIX) as holder:
         if not process.holds_within(lambda: _bound(holder, f"\0voldrivers/{name}"), timeout_s):
             subject = f"instance {attachment.place}"
@@ -72,16 +119,24 @@ def held(attachment: Attachment, timeout_s: float) -> Iterator[None]:
         yield
 
 
-def _name(monitor: Monitor) -> str:
-    """Ask QEMU for the guest's name; "" where it has none."""
-    answer = monitor.execute("query-name")
-    try:
-        name: str = answer.get("name", "")
-        name.encode()
-    except (AttributeError, UnicodeEncodeError) as error:
-        reason = f"gave an answer that makes no sense: {answer!r:.80}"
-        raise BackendError(f"QEMU at {monitor.path}", reason) from error
-    return name
+def wanted_bytes(shown: ShownDisk, medium_bytes: int, extend: Extend) -> int:
+    """Give the size to ask for: never below what QEMU or the medium has; whole sectors, as qcow2 counts."""
+    floor_bytes = max(extend.to_bytes, shown.size_bytes, medium_bytes)
+    return -(-floor_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+
+
+def check_time(volume: Volume, extend: Extend) -> None:
+    """Refuse an extend that is expired, right before the act. Raises InvalidState."""
+    if extend.expired(utc_now()):
+        raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
+
+
+def check_shown(shown: ShownDisk, medium: Medium, asked_bytes: int) -> None:
+    """Look whether what was asked for has come. Raises BackendError."""
+    shown_bytes = min(shown.size_bytes, medium.size_bytes())
+    if shown_bytes < asked_bytes:
+        seen, wanted = format_size(shown_bytes), format_size(asked_bytes)
+        raise BackendError(f"block node {shown.name}", f"QEMU said {wanted}, but it is {seen}")
 
 
 def _bound(holder: socket.socket, name: str) -> bool:
@@ -90,32 +145,3 @@ def _bound(holder: socket.socket, name: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _monitor_path(attachment: Attachment, qmp_dir: Path | None) -> Path | None:
-    if attachment.monitor:
-        path = Path(attachment.monitor).absolute()
-        if not path.exists():
-            raise NotFound("monitor", str(path), f" on host {attachment.host}")
-        return path
-    if attachment.instance is None:
-        return None
-    if qmp_dir is None:
-        raise NotFound("instance", attachment.instance, f": host {attachment.host} has no qmp_dir")
-    path = qmp_dir.absolute() / f"{attachment.instance}.qmp"
-    if "/" in attachment.instance or not path.exists():
-        raise NotFound("instance", attachment.instance, f" in {qmp_dir} of host {attachment.host}")
-    return path
-
-
-def _qemu_identity(pid: int | None) -> str | None:
-    """Name the process behind a socket if it is a QEMU.
-
-    It is not when a manager (libvirt) opened the socket and handed it on: its end would say nothing
-    about the QEMU's. Without an identity the instance is never taken for stopped.
-    """
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return None
-    return process.identity(pid) if pid and name.startswith(("qemu", "kvm")) else None
