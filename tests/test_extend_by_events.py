@@ -29,7 +29,7 @@ from voldrivers.process import wait_until
 from voldrivers.sizes import GiB
 
 pytestmark = [pytest.mark.needs("qemu-system-x86_64", "qemu-img"), pytest.mark.slow]
-DEADLINE_S = 4.0
+DEADLINE_S = 6.0
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ certificate = "identity.pem"
 token_file = "token"
 role = "admin"
 END
-sed -i 's/\\(act\\|look\\)_timeout_s = .*/\1_timeout_s = 15/' /etc/voldrivers/voldrivers.toml
+sed -i 's/_timeout_s = .*/_timeout_s = 15/' /etc/voldrivers/voldrivers.toml
 lvcreate --quiet --size 3g --thinpool vg0-pool vg0
 """
 _QEMU = (
@@ -97,6 +97,16 @@ class ThreeMachines:
         wait_until(lambda: self.disk(volume_id).writes > writes, 60, "the guest to write")
         assert self.disk(volume_id).problems == []
 
+    def mend(self, volume_id: str) -> None:
+        """Have a disturbed extend to 2 GiB end as one that was not, by what an operator would do."""
+        shown = self.do(clients.wait, volume_id)
+        if shown["status"] == "error_extending":
+            retry = {"voldrivers:retry": None}
+            assert self.do(clients.ask, "POST", f"volumes/{volume_id}/action", retry) == [202, None]
+        elif shown["size"] == 1:  # nothing had changed
+            self.extend(volume_id, 2)
+        self.check(volume_id, 2)
+
     def delete(self, volume_id: str) -> None:
         """Detach a volume everywhere, and delete it."""
         _, shown = self.do(clients.ask, "GET", f"attachments?volume_id={volume_id}")
@@ -122,8 +132,9 @@ def test_cinderclient_on_a_third_machine_extends_a_volume_in_use(
     served.delete(volume_id)
 
 
+@pytest.mark.full
 def test_a_network_that_is_cut_between_the_phases(served: ThreeMachines) -> None:
-    """The backend has grown, the host cannot be reached: it is named, and `retry` does the rest."""
+    """The backend has grown and the host cannot be reached: it is named, and `retry` does the rest."""
     volume_id = served.do(clients.create, {"size": 1, **THIN}, GUEST)
     levers.pv_delay(served.lab, 300)
     served.extend(volume_id, 2)
@@ -131,36 +142,31 @@ def test_a_network_that_is_cut_between_the_phases(served: ThreeMachines) -> None
         levers.link_down(served.lab, "compute", portal)
     levers.pv_mend(served.lab)
     shown = served.do(clients.wait, volume_id)
+    print("after the cut:", shown["status"], shown["voldrivers:last_extend"])
+    assert shown["status"] in ("error_extending", "in-use")
+    if shown["status"] == "error_extending":
+        assert "compute" in shown["voldrivers:last_extend"]["reason"]
     for portal in ("a", "b"):
         levers.link_up(served.lab, "compute", portal)
-    if shown["status"] == "error_extending":
-        assert served.do(clients.ask, "POST", f"volumes/{volume_id}/action", {"voldrivers:retry": None})[
-            0
-        ] in (
-            202,
-            400,
-        )
-    print("after the cut:", shown["status"], shown["voldrivers:last_extend"])
-    assert shown["status"] in ("error_extending", "extending", "in-use")
+    served.mend(volume_id)
     served.delete(volume_id)
 
 
+@pytest.mark.full
 def test_an_agent_that_is_frozen_and_thawed(served: ThreeMachines) -> None:
+    """Without an answer it stays as it is, or what has grown by then is told; afterwards it goes on."""
     volume_id = served.do(clients.create, {"size": 1, "volume_type": "nfs"}, GUEST)
-    levers.pv_mend(served.lab)
     agent = "pgrep --oldest --full '[v]oldrivers agent'"
     served.extend(volume_id, 2)
     shell(served.lab, "compute", f"kill -STOP $({agent})")
     shown = served.do(clients.wait, volume_id, 45)
-    print("while frozen:", shown["status"])
+    print("while frozen:", shown["status"], shown["voldrivers:last_extend"])
     shell(served.lab, "compute", f"kill -CONT $({agent})")
-    shown = served.do(clients.wait, volume_id)
-    if shown["size"] == 1:
-        served.extend(volume_id, 2)
-    served.check(volume_id, 2)
+    served.mend(volume_id)
     served.delete(volume_id)
 
 
+@pytest.mark.full
 def test_two_compute_hosts_on_one_volume(served: ThreeMachines) -> None:
     volume_id = served.do(clients.create, {"size": 1, "multiattach": True, **THIN}, GUEST)
     served.do(clients.attach, volume_id, OTHER)

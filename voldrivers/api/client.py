@@ -22,6 +22,7 @@ from voldrivers.sizes import GiB
 
 _VERSION = "volume 3.71"
 _LONGEST_ANSWER = 2**22
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,12 @@ class VolumeService:
         what = f"{method} {path} at volume service {self._options.url}"
         headers = {tracing.HEADER: tracing.request_id.get()} if tracing.request_id.get() else {}
         try:
-            answer = self._client.request(method, path, json=body, params=params, headers=headers)
+            try:
+                answer = self._client.request(method, path, json=body, params=params, headers=headers)
+            except _BROKEN:  # a connection that was kept too long
+                if method != "GET":
+                    raise
+                answer = self._client.request(method, path, json=body, params=params, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             state = f"unreachable ({error or 'no answer'})"
             raise HostUnreachable(f"volume service {self._options.url}", state, "up") from error
@@ -100,7 +106,7 @@ class VolumeService:
     @cached_property
     def _client(self) -> httpx.Client:
         options = self._options
-        headers = {"OpenStack-API-Version": _VERSION, "Connection": "close"}
+        headers = {"OpenStack-API-Version": _VERSION}
         if options.token_file is not None:
             headers["X-Auth-Token"] = wire.read_token(options.token_file)
         verify = context(options.ca_file, options.certificate, options.key)

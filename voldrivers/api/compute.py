@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from voldrivers.api import whole
 from voldrivers.api.agent import Agent
 from voldrivers.api.client import Pending, VolumeService
 from voldrivers.base import Host
@@ -59,7 +60,7 @@ class Rescan(_Body):
 class Size(_Body):
     """The size that is wanted."""
 
-    new_size_bytes: Annotated[int, Field(strict=True, ge=1, le=2**53 - 1, alias="bytes")]
+    new_size_bytes: whole.Bytes = Field(alias="bytes")
 
 
 class Assist(_Body):
@@ -116,8 +117,8 @@ class Compute:
 
     def get_blockdev(self, server: str, volume_id: str) -> int:
         """Give the size in bytes that the host sees, looked up now."""
-        volume, attachment = self._attached(server, volume_id)
-        return self._agent.host.get_blockdev(volume, attachment)
+        nameless = Volume(volume_id, volume_id, "", 0)
+        return self._agent.host.get_blockdev(nameless, self._attachment(server, nameless))
 
     def assist_extend(self, server: str, volume_id: str, new_size_bytes: int, order: Order) -> None:
         """Let QEMU show the size to the guest."""
@@ -210,16 +211,21 @@ class Compute:
 
     def _attached(self, server: str, volume_id: str) -> tuple[Volume, Attachment]:
         """Find a volume in an instance of this host. Raises NotFound, NotSupported, InvalidState."""
+        volume = Volume(volume_id, volume_id, "", 0)
+        attachment = self._attachment(server, volume)
+        return self._service.volume(volume_id).volume, attachment
+
+    def _attachment(self, server: str, volume: Volume) -> Attachment:
+        """Find how a volume is attached to an instance of this host, as `_attached`."""
         host, service = self._agent.host, self._service
-        host.find_instance(_wanted(server, volume_id))  # before anybody is asked about a server that is none
-        attachment = service.attachment(volume_id, server)
+        host.find_instance(_wanted(server, volume.id))  # before anybody is asked about a server that is none
+        attachment = service.attachment(volume.id, server)
         if attachment.monitor is None:
             attachment = host.find_instance(replace(attachment, host=host.name))
-        volume = service.volume(volume_id).volume
         if attachment.device_path is None and attachment.connection_info is not None:
             path = host.connect(volume, attachment, attachment.connection_info)
             attachment = replace(attachment, device_path=path)
-        return volume, attachment
+        return attachment
 
     @property
     def _service(self) -> VolumeService:

@@ -3,6 +3,7 @@
 What is ours alone begins with `voldrivers:`.
 """
 
+import json
 import re
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
+from voldrivers.api import whole
 from voldrivers.sizes import GiB
 
 _Name = Annotated[str, StringConstraints(max_length=255)]
@@ -29,12 +31,10 @@ _DIGITS = r"^0*[1-9][0-9]{0,8}$"
 
 
 def _gib(given: object) -> object:
-    """Take a whole number of GiB as Cinder does, a text of digits too, but no boolean."""
+    """Take a whole number of GiB as Cinder does, a text of digits too."""
     if isinstance(given, str) and re.fullmatch(_DIGITS, given, re.ASCII):
         return int(given)
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise ValueError("must be a whole number of GiB")
-    return given
+    return whole.number(given, "must be a whole number of GiB")
 
 
 _Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -42,14 +42,22 @@ _Text = Annotated[str, StringConstraints(pattern=_DIGITS)]
 Gibibytes = Annotated[
     int, BeforeValidator(_gib, json_schema_input_type=_Number | _Text), Field(ge=1, le=2**31 - 1)
 ]
-#: What JSON's numbers hold exactly, whoever reads them (RFC 8259, 6).
-Bytes = Annotated[int, Field(strict=True, ge=1, le=2**53 - 1)]
 
 
 class Body(BaseModel):
     """Refuses what it does not know."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_utf8(cls, given: object) -> object:
+        """Refuse half of a surrogate pair, which JSON can hold and no file name and no record can."""
+        try:
+            json.dumps(given, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, TypeError) as error:
+            raise ValueError("must be text that UTF-8 can hold") from error
+        return given
 
 
 class NewVolume(Body):
@@ -69,7 +77,7 @@ class NewVolume(Body):
     group_id: None = None
     backup_id: None = None
     options: dict[str, str | int | float | bool] | None = Field(None, alias="voldrivers:options")
-    size_bytes: Bytes | None = Field(None, alias="voldrivers:size_bytes")
+    size_bytes: whole.Bytes | None = Field(None, alias="voldrivers:size_bytes")
 
     @property
     def wanted_bytes(self) -> int | None:
@@ -118,16 +126,14 @@ class Extend(Body):
     """The new size; in bytes, it is the one that counts."""
 
     new_size: Gibibytes
-    new_size_bytes: Bytes | None = Field(None, alias="voldrivers:new_size_bytes")
+    new_size_bytes: whole.Bytes | None = Field(None, alias="voldrivers:new_size_bytes")
 
 
 class ExtendCompletion(Body):
     """What a compute service says of an extend: a hint to look. `"false"` is a text, and refused."""
 
     error: StrictBool = False
-    extend_id: Annotated[int, Field(strict=True, ge=0, lt=2**63)] | None = Field(
-        None, alias="voldrivers:extend_id"
-    )
+    extend_id: whole.Count | None = Field(None, alias="voldrivers:extend_id")
 
 
 class ResetStatus(Body):
