@@ -91,6 +91,7 @@ class Between:
     meddle: Meddle = forward
     seen: list[Passing] = field(default_factory=list)
     port: int = 0
+    also_looks: bool = False
 
     @property
     def url(self) -> str:
@@ -113,7 +114,7 @@ def standing(path: str) -> Iterator[Between]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             passing = Passing(between.target + self.path, self.command, dict(self.headers), body)
-            meddled = self.path.endswith(between.path) and self.command != "GET"
+            meddled = self.path.endswith(between.path) and (between.also_looks or self.command != "GET")
             if meddled:
                 between.seen.append(passing)
             answer = between.meddle(passing) if meddled else passing.forward()

@@ -95,6 +95,8 @@ class ServiceSite:
     #: Where events are sent and the agent asks, if not at agent and service themselves.
     events_at: str = ""
     volume_service_at: str = ""
+    agent_at: str = ""
+    driver: str = "nfs"
     deadline_s: float = 20.0
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -107,9 +109,9 @@ class ServiceSite:
         self.service = Running(
             self.directory / "storage",
             "serve",
-            f'state_dir = "state"\n[backend.files]\ndriver = "nfs"\nshare = "../share"\n'
+            f'state_dir = "state"\n[backend.files]\ndriver = "{self.driver}"\nshare = "../share"\n'
             f"[policy]\ndeadline_s = {self.deadline_s}\n"
-            f'[host.compute]\nkind = "agent"\nurl = "http://127.0.0.1:{port}"\n'
+            f'[host.compute]\nkind = "agent"\nurl = "{self.agent_at or f"http://127.0.0.1:{port}"}"\n'
             f'token_file = "../agent.token"\n{events}{self.host_keys}'
             f'[service]\nlisten = "127.0.0.1:PORT"\n{self.tables}',
         )
