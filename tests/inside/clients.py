@@ -1,6 +1,8 @@
 """Clients of the volume service in a lab machine, on another one than the service: unmodified, over TLS."""
 
+import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,3 +69,65 @@ def _client() -> httpx.Client:
 
     verify = context(Path(IDENTITY), None, None)
     return httpx.Client(base_url=URL, headers=_HEADERS, verify=verify, timeout=200, trust_env=False)
+
+
+def add_image(mebibytes: int) -> list[Any]:  # Any: as above
+    """Write an image of unknown size with glance_store's cinder store, which extends its volume in use.
+
+    Gives what it says of it, the id of its volume, and the SHA-256 of what was given.
+    """
+    import types
+
+    import glance_store
+    from glance_store._drivers.cinder import store as cinder
+    from oslo_config import cfg
+
+    for name, script in _HELPERS.items():
+        Path("/usr/local/bin", name).write_text(script)
+        Path("/usr/local/bin", name).chmod(0o755)
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[])
+    glance_store.register_opts(conf)
+    for name, value in (
+        ("cinder_do_extend_attached", True),
+        ("cinder_endpoint_template", "https://storage:8776/v3/%(project_id)s"),
+        ("cinder_ca_certificates_file", IDENTITY),
+        ("cinder_volume_type", "lvm"),
+    ):
+        conf.set_override(name, value, group="glance_store")
+    store = cinder.Store(conf)
+    store.configure()
+    store.configure_add()
+    context = types.SimpleNamespace(
+        user_id="glance",
+        project_id=PROJECT,
+        auth_token=TOKEN,
+        service_catalog=[],
+        to_dict=lambda: {"project_id": PROJECT},
+    )
+    image = _Image(mebibytes)
+    location, written, _md5, sha256, _metadata = store.add("an-image", image, 0, "sha256", context=context)
+    return [written, sha256, location.rpartition("/")[2], image.digest.hexdigest()]
+
+
+class _Image:
+    """An image that is read once: every block is another one."""
+
+    def __init__(self, mebibytes: int) -> None:
+        self.left, self.digest, self.block = mebibytes * 2**20, hashlib.sha256(), 0
+
+    def read(self, size: int) -> bytes:
+        size = min(size, self.left)
+        self.block += 1
+        content = (self.block.to_bytes(8, "big") * (size // 8 + 1))[:size]
+        self.left -= size
+        self.digest.update(content)
+        return content
+
+
+#: glance_store becomes root by these; who runs it here is root.
+_HELPERS = {
+    "sudo": '#!/bin/sh\nshift 2\nexec "$@"\n',
+    "privsep-helper": "#!/bin/sh\nexec python3 -c 'import sys; from oslo_privsep import daemon;"
+    ' sys.exit(daemon.helper_main())\' "$@"\n',
+}

@@ -17,6 +17,12 @@ from voldrivers.model import Volume, check_name
 router = APIRouter(tags=["snapshots"])
 
 
+class SnapshotFilters(Filters):
+    """What a list of snapshots is narrowed to."""
+
+    volume_id: str | None = None
+
+
 @router.post("/snapshots", status_code=202)
 async def create(asked: Question, body: bodies.CreateSnapshot) -> views.View:
     """Take a snapshot of a volume, in use or not."""
@@ -33,17 +39,15 @@ async def create(asked: Question, body: bodies.CreateSnapshot) -> views.View:
 
 
 @router.get("/snapshots")
-async def list_briefly(asked: Question, filters: Annotated[Filters, Query()]) -> views.View:
+async def list_briefly(asked: Question, filters: Annotated[SnapshotFilters, Query()]) -> views.View:
     """List snapshots."""
-    return {"snapshots": await asked.look(lambda engine: _listed(asked, engine, filters, None))}
+    return {"snapshots": await asked.look(lambda engine: _listed(asked, engine, filters))}
 
 
 @router.get("/snapshots/detail")
-async def list_in_detail(
-    asked: Question, filters: Annotated[Filters, Query()], volume_id: str | None = None
-) -> views.View:
+async def list_in_detail(asked: Question, filters: Annotated[SnapshotFilters, Query()]) -> views.View:
     """List snapshots, of one volume or of all."""
-    return {"snapshots": await asked.look(lambda engine: _listed(asked, engine, filters, volume_id))}
+    return {"snapshots": await asked.look(lambda engine: _listed(asked, engine, filters))}
 
 
 @router.get("/snapshots/{snapshot_id}")
@@ -131,7 +135,7 @@ def _shown(engine: Engine, snapshot_id: str) -> views.View:
     return views.snapshot(engine.snapshot(snapshot_id), Catalog(engine.store.database).get(snapshot_id))
 
 
-def _listed(asked: Asked, engine: Engine, filters: Filters, volume_id: str | None) -> Sequence[views.View]:
+def _listed(asked: Asked, engine: Engine, filters: SnapshotFilters) -> Sequence[views.View]:
     asked.must("volume:get_all_snapshots")
     described, everybody = Catalog(engine.store.database).all(), filters.is_for_everybody
     there = {each.id: each for volume in engine.volumes() for each in volume.snapshots}
@@ -146,4 +150,5 @@ def _listed(asked: Asked, engine: Engine, filters: Filters, volume_id: str | Non
         if said.failure and said.volume_id and said.id not in there
         if asked.lists(said, everybody=everybody)
     ]
-    return narrowed([each for each in shown if volume_id in (None, each["volume_id"])], filters)
+    of_all = filters.volume_id in (None, "")
+    return narrowed([each for each in shown if of_all or each["volume_id"] == filters.volume_id], filters)
