@@ -128,7 +128,8 @@ def test_no_other_site_reaches_an_open_service_through_a_browser(tmp_path: Path)
     """DNS rebinding: a name of theirs that leads to this machine."""
     site = ServiceSite(tmp_path)
     try:
-        assert "Host" in site.refused(403, "GET", "volumes", Host="evil.example")
+        for name in ("evil.example", "127.0.0.1.evil.example:8776", "[::2]:80", ""):
+            assert "Host" in site.refused(403, "GET", "volumes", Host=name)
         site.done("GET", "volumes", Host="localhost:1234")
     finally:
         site.end()

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 #: Each role includes those after it.
 ROLES = ("admin", "member", "reader")
@@ -45,3 +46,11 @@ class Door:
             if secrets.compare_digest(given.encode(errors="surrogateescape"), token):
                 found = caller
         return found
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is reached from this machine only."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:  # a name
+        return address == "localhost"

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from voldrivers.api import tracing
-from voldrivers.api.access import Caller, Door
+from voldrivers.api.access import Caller, Door, is_loopback
 from voldrivers.api.figures import Figures
 
 _log = logging.getLogger(__name__)
@@ -89,8 +89,7 @@ class Guard:
 
 def _is_here(host: str) -> bool:
     """Tell whether a request was meant for loopback: a page of another site has its own name there."""
-    name = host.partition("]")[0].strip("[") if host.startswith("[") else host.rpartition(":")[0] or host
-    return name == "localhost" or name.startswith("127.") or name == "::1"
+    return is_loopback(host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0])
 
 
 class Rate:

@@ -3,11 +3,11 @@
 import socket
 import ssl
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
 
+from voldrivers.api.access import is_loopback
 from voldrivers.api.guard import App
 from voldrivers.errors import InvalidInput
 
@@ -55,14 +55,6 @@ def check_exposed(address: str, identity: Identity, *, has_tokens: bool) -> None
         raise InvalidInput(
             subject, "is reached by others, so a certificate is needed: tokens and secrets pass"
         )
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether an address is reached from this machine only."""
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:  # a name
-        return address == "localhost"
 
 
 def make_server(app: App, identity: Identity) -> uvicorn.Server:

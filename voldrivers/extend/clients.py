@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from voldrivers.errors import InvalidState, NotSupported, VolDriverError
+from voldrivers.errors import InvalidState, NotFound, NotSupported, VolDriverError
 from voldrivers.extend.catalog import Catalog, attachment_of
 from voldrivers.extend.site import Site, expect
 from voldrivers.model import Attachment, AttachmentState, ConnectionInfo, Connector, Volume, VolumeStatus
@@ -103,7 +103,7 @@ def _found(site: Site, volume: Volume, attachment: Attachment) -> Attachment:
         return attachment
     try:
         found = host.find_instance(attachment)
-    except NotSupported:  # it has no monitor, so the instance cannot be seen: an extend will say so
+    except (NotSupported, NotFound):  # the instance cannot be seen from there: an extend will say so
         found = attachment
     try:
         return replace(found, device_path=host.connect(volume, found, info))
