@@ -87,17 +87,17 @@ def ended(site: ServiceSite, guest: DeviceGuest, volume_id: str) -> int:
         (twice, 2),
         (answer_lost, 2),
         (refused_after_all(500), 2),
-        (refused_after_all(503), 2),
+        pytest.param(refused_after_all(503), 2, marks=pytest.mark.full),
         (late(1.0), 2),
-        (late(DEADLINE_S + 2), 1),
+        pytest.param(late(DEADLINE_S + 2), 1, marks=pytest.mark.full),
         (lost, 1),
         (refused(403), 1),
-        (refused(404), 1),
-        (refused(422), 1),
+        pytest.param(refused(404), 1, marks=pytest.mark.full),
+        pytest.param(refused(422), 1, marks=pytest.mark.full),
         (refused(500), 1),
         (per_event(404), 1),
-        (per_event(422), 1),
-        (per_event(500), 1),
+        pytest.param(per_event(422), 1, marks=pytest.mark.full),
+        pytest.param(per_event(500), 1, marks=pytest.mark.full),
     ],
     ids=[
         "arrives",
@@ -138,7 +138,17 @@ def test_an_event(
 
 @pytest.mark.parametrize(
     "meddle",
-    [forward, twice, lost, answer_lost, refused(400), refused(403), refused(404), refused(500), late(2.0)],
+    [
+        forward,
+        pytest.param(twice, marks=pytest.mark.full),
+        lost,
+        pytest.param(answer_lost, marks=pytest.mark.full),
+        pytest.param(refused(400), marks=pytest.mark.full),
+        refused(403),
+        pytest.param(refused(404), marks=pytest.mark.full),
+        refused(500),
+        pytest.param(late(2.0), marks=pytest.mark.full),
+    ],
     ids=["arrives", "twice", "lost", "answer lost", "400", "403", "404", "500", "late"],
 )
 def test_a_completion(

@@ -120,7 +120,13 @@ def served(lab_cache: Cache) -> Iterator[ThreeMachines]:
         yield ThreeMachines(running)
 
 
-@pytest.mark.parametrize("kind", [THIN, {"volume_type": "nfs"}], ids=["LVM over iSCSI", "NFS"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(THIN, id="LVM over iSCSI"),
+        pytest.param({"volume_type": "nfs"}, id="NFS", marks=pytest.mark.full),
+    ],
+)
 def test_cinderclient_on_a_third_machine_extends_a_volume_in_use(
     served: ThreeMachines, kind: dict[str, object]
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from inside.controller import PASSED, Disturbed, count_monitor
 from voldrivers import cli, process, registry
-from voldrivers.api import wire
+from voldrivers.api import agentapp, wire
 from voldrivers.cli import serving
 from voldrivers.host.qmp import Monitor
 
@@ -56,6 +56,7 @@ def serve() -> int:
 def main() -> None:
     """Keep one running."""
     # What is imported or made late, too: it would be so for each anew.
+    assert agentapp
     config = registry.load_agent(CONFIG)
     registry.make_host(config.host, process.run)
     Monitor(Path())

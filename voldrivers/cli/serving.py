@@ -5,12 +5,9 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from voldrivers import registry
-from voldrivers.api import agentapp, server, tracing, wire
+from voldrivers.api import server, tracing, wire
 from voldrivers.api.access import Caller, Door
-from voldrivers.api.client import VolumeService
 from voldrivers.api.guard import App
-from voldrivers.api.policy import Policy, sample
-from voldrivers.api.volume.app import make_app
 from voldrivers.cli import failures
 from voldrivers.cli.output import write_lines
 from voldrivers.cli.session import config_path
@@ -21,6 +18,9 @@ from voldrivers.process import run
 
 def serve_volumes(args: Namespace) -> int:
     """`serve`: answer clients of the Block Storage API."""
+    from voldrivers.api.policy import Policy, sample  # an agent has nothing of these, and starts sooner
+    from voldrivers.api.volume.app import make_app
+
     if args.print_policy:
         write_lines(sample())
         return failures.OK
@@ -34,6 +34,9 @@ def serve_volumes(args: Namespace) -> int:
 
 def serve_host(args: Namespace) -> int:
     """`agent`: answer the controllers of this machine's host."""
+    from voldrivers.api import agentapp
+    from voldrivers.api.client import VolumeService
+
     config = registry.load_agent(config_path(args))
     host = registry.make_host(config.host, run)
     service = None if config.volume_service is None else VolumeService(config.volume_service)
@@ -44,6 +47,8 @@ def serve_host(args: Namespace) -> int:
 
 def check(config: Config | AgentConfig) -> Iterator[VolDriverError]:
     """Give what is wrong with the files that a service's configuration names, for `config check`."""
+    from voldrivers.api.policy import Policy
+
     looks: list[Callable[[], object]] = []
     if isinstance(config, AgentConfig):
         options: AgentOptions | ServiceOptions = config.agent

@@ -12,6 +12,8 @@ from voldrivers.nfs.image import Image, is_ours, recorded_image
 from voldrivers.sizes import format_size
 
 #: What a guest may have written to the beginning of its disk; every other format is not to be read as raw.
+#: NAME_MAX (limits.h).
+_LONGEST_NAME = 255
 _RAW_CONTENT = ("raw", "gpt", "iso")
 
 
@@ -78,6 +80,8 @@ def _check_name(reference: str) -> None:
     subject = f"file name {reference!r}"
     if "/" in reference or "\0" in reference or reference in ("", ".", ".."):
         raise InvalidInput(subject, "must name a file in the share itself")
+    if len(os.fsencode(reference)) > _LONGEST_NAME:
+        raise InvalidInput(subject, f"is longer than {_LONGEST_NAME} bytes")
     if is_ours(files.meant_by(reference)):
         raise InvalidInput(subject, "is a name of a volume of this backend, or of a part of one")
 
