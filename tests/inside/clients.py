@@ -82,6 +82,7 @@ def add_image(mebibytes: int) -> list[Any]:  # Any: as above
     from glance_store._drivers.cinder import store as cinder
     from oslo_config import cfg
 
+    Path("/usr/local/bin").mkdir(parents=True, exist_ok=True)
     for name, script in _HELPERS.items():
         Path("/usr/local/bin", name).write_text(script)
         Path("/usr/local/bin", name).chmod(0o755)
