@@ -26,8 +26,6 @@ from voldrivers.process import end_orphans, marked
 _log = logging.getLogger(__name__)
 #: Programs of an agent that was killed may take so long to end; then they are ended.
 _ORPHAN_S = 30.0
-#: So many looks at once, and so many acts: however many looks hang, on a dead share say, acts have threads.
-_THREADS = 40
 
 
 @dataclass

@@ -122,14 +122,15 @@ class Compute:
 
     def assist_extend(self, server: str, volume_id: str, new_size_bytes: int, order: Order) -> None:
         """Let QEMU show the size to the guest."""
-        volume, attachment = self._attached(server, volume_id)
-        pending = self._service.volume(volume_id).pending if order.extend_id is None else None
+        attachment = self._attachment(server, Volume(volume_id, volume_id, "", 0))
+        shown = self._service.volume(volume_id)
+        pending = shown.pending if order.extend_id is None else None
         wanted = Pending(
             new_size_bytes,
             pending.extend_id if pending else order.extend_id,
             order.expires_at or (pending.expires_at if pending else None),
         )
-        self._assist(volume, attachment, wanted)
+        self._assist(shown.volume, attachment, wanted)
 
     def take(self, events: Events) -> list[Mapping[str, object]]:
         """Take events, to be carried out by and by; tell of each whether it is taken: its code is 200."""

@@ -75,15 +75,15 @@ class Connection:
     def __init__(self, uri: str, timeout_s: float) -> None:
         """Take the connection's URI and the limit for connecting and for each look."""
         self.uri, self.timeout_s = uri, timeout_s
-        self.library = _library()
+        self.module = _library()
 
     def __enter__(self) -> Self:
         """Connect."""
         try:
-            self._handle = self._within(lambda: self.library.open(self.uri), self.timeout_s)
+            self._handle = self._within(lambda: self.module.open(self.uri), self.timeout_s)
         except TimeoutError as error:
             raise self._silent() from error
-        except self.library.libvirtError as error:
+        except self.module.libvirtError as error:
             state = f"unreachable ({error.get_error_message()})"
             raise InvalidState(f"libvirt at {self.uri}", state, "reachable") from error
         return self
@@ -92,7 +92,7 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Disconnect, whatever happened; where a call hangs, its thread does so in the end."""
-        with suppress(TimeoutError, self.library.libvirtError):
+        with suppress(TimeoutError, self.module.libvirtError):
             self._within(self._handle.close, self.timeout_s)
 
     def domain(self, name: str) -> "Domain":
@@ -109,7 +109,7 @@ class Connection:
             return self._within(call, self.timeout_s)
         except TimeoutError as error:
             raise self._silent() from error
-        except self.library.libvirtError as error:
+        except self.module.libvirtError as error:
             if self._is_lost(error):
                 state = f"not answering ({error.get_error_message()})"
                 raise InvalidState(f"libvirt at {self.uri}", state, "answering") from error
@@ -121,18 +121,18 @@ class Connection:
             return self._within(call, limit_s)
         except TimeoutError as error:
             raise OutcomeUnknown(what, f"libvirt did not answer within {limit_s:g} seconds") from error
-        except self.library.libvirtError as error:
+        except self.module.libvirtError as error:
             if self._is_lost(error):
                 reason = f"the connection to libvirt broke: {error.get_error_message()}"
                 raise OutcomeUnknown(what, reason) from error
             raise self._refusal(error, what) from error
 
     def _within(self, call: Callable[[], Result], limit_s: float) -> Result:
-        return within(call, limit_s, self.library.libvirtError)
+        return within(call, limit_s, self.module.libvirtError)
 
     def _is_lost(self, error: Any) -> bool:  # Any: libvirtError, which has no types
         """Tell whether the transport failed, so that the daemon's own answer is not known."""
-        return bool(error.get_error_domain() == self.library.VIR_FROM_RPC or not self._handle.isAlive())
+        return bool(error.get_error_domain() == self.module.VIR_FROM_RPC or not self._handle.isAlive())
 
     def _silent(self) -> InvalidState:
         silent = f"silent for {self.timeout_s:g} seconds: frozen or overloaded"
@@ -150,7 +150,7 @@ class Connection:
         return BackendError(subject, said)
 
     def _numbers(self, names: Sequence[str]) -> list[int]:
-        return [getattr(self.library, f"VIR_ERR_{name}") for name in names]
+        return [getattr(self.module, f"VIR_ERR_{name}") for name in names]
 
 
 class Domain:
@@ -159,7 +159,7 @@ class Domain:
     def __init__(self, connection: Connection, handle: Any) -> None:  # Any: virDomain, which has no types
         """Take the handle, which holds name and UUID without asking anybody."""
         self.connection, self._handle = connection, handle
-        self._library = connection.library
+        self._module = connection.module
         self.name, self.uuid = str(handle.name()), str(handle.UUIDString())
         self.title = f"domain {self.name}"
 
@@ -176,8 +176,8 @@ class Domain:
     def job(self) -> str:
         """Name what is under way with the whole domain (migration, save, dump, backup); "" for nothing."""
         stats = self._look(self._handle.jobStats)
-        kind = stats.get("type", self._library.VIR_DOMAIN_JOB_NONE)
-        if kind == self._library.VIR_DOMAIN_JOB_NONE:
+        kind = stats.get("type", self._module.VIR_DOMAIN_JOB_NONE)
+        if kind == self._module.VIR_DOMAIN_JOB_NONE:
             return ""
         return self._word("VIR_DOMAIN_JOB_OPERATION_", stats.get("operation", 0)) + " job"
 
@@ -208,7 +208,7 @@ class Domain:
 
         Raises BackendError with QEMU's words and the other errors of `Connection.act`.
         """
-        flags = self._library.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+        flags = self._module.VIR_DOMAIN_BLOCK_RESIZE_BYTES
         what = f"resize of {target} in {self.title}"
         try:
             self._act(lambda: self._handle.blockResize(target, size_bytes, flags), what, limit_s)
@@ -219,7 +219,7 @@ class Domain:
 
     def attach(self, disk: str, limit_s: float) -> None:
         """Give the running domain a disk. Raises as `Connection.act`."""
-        live = self._library.VIR_DOMAIN_AFFECT_LIVE
+        live = self._module.VIR_DOMAIN_AFFECT_LIVE
         self._act(lambda: self._handle.attachDeviceFlags(disk, live), f"attaching to {self.title}", limit_s)
 
     def detach(self, disk: str, limit_s: float) -> None:
@@ -227,18 +227,18 @@ class Domain:
 
         Raises as `Connection.act`.
         """
-        live = self._library.VIR_DOMAIN_AFFECT_LIVE
+        live = self._module.VIR_DOMAIN_AFFECT_LIVE
         self._act(lambda: self._handle.detachDeviceFlags(disk, live), f"detaching from {self.title}", limit_s)
 
     def is_marked(self, mark: str) -> bool:
         """Tell whether the running domain bears a mark of ours."""
-        element, live = self._library.VIR_DOMAIN_METADATA_ELEMENT, self._library.VIR_DOMAIN_AFFECT_LIVE
-        none = self._library.VIR_ERR_NO_DOMAIN_METADATA
+        element, live = self._module.VIR_DOMAIN_METADATA_ELEMENT, self._module.VIR_DOMAIN_AFFECT_LIVE
+        none = self._module.VIR_ERR_NO_DOMAIN_METADATA
 
         def find() -> bool:
             try:
                 return bool(self._handle.metadata(element, mark, live))
-            except self._library.libvirtError as error:
+            except self._module.libvirtError as error:
                 if error.get_error_code() == none:
                     return False
                 raise
@@ -251,7 +251,7 @@ class Domain:
         A modifying job, so it returns after the end of those that were begun before. Raises as a look:
         a mark that may be there or not does no harm.
         """
-        element, live = self._library.VIR_DOMAIN_METADATA_ELEMENT, self._library.VIR_DOMAIN_AFFECT_LIVE
+        element, live = self._module.VIR_DOMAIN_METADATA_ELEMENT, self._module.VIR_DOMAIN_AFFECT_LIVE
         text = "<mark/>" if present else None
         what = f"marking {self.title}"
         try:
@@ -294,7 +294,7 @@ class Domain:
 
     def _word(self, prefix: str, number: int, among: tuple[str, ...] = ()) -> str:
         """Give libvirt's name of a number, from its constants of one kind."""
-        names: dict[str, object] = vars(self._library)
+        names: dict[str, object] = vars(self._module)
         for name, value in names.items():
             word = name.removeprefix(prefix).lower()
             if value == number and name.startswith(prefix) and (not among or word in among):
