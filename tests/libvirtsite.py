@@ -18,6 +18,7 @@ from voldrivers.guests.image import AGENT_PORT, READY, SHELL_PORT, prepare
 from voldrivers.guests.linux import Shell
 from voldrivers.guests.machine import QEMU, write_rom
 from voldrivers.guests.qtest import Bus
+from voldrivers.sizes import KiB, MiB
 
 #: What a libvirtd that runs as root has at fixed places; ours has others there, in a mount namespace.
 _POINTS = {
@@ -159,6 +160,11 @@ class Domain(DeviceGuest):
         """Give libvirt's own handle, on a connection of its own."""
         with self.daemon.open() as connection:
             yield connection.lookupByUUIDString(self.uuid)
+
+    def fill_memory(self) -> None:
+        """Have 4 MiB in it that cannot be told in a few bytes: more than fits between QEMU and a file."""
+        for at in range(4 * MiB, 8 * MiB, 64 * KiB):
+            self._bus.set_memory(at, os.urandom(64 * KiB))
 
     @property
     def is_running(self) -> bool:

@@ -260,7 +260,7 @@ class CopyMachine(EngineMachine):
 
 
 TestCopyMachine = CopyMachine.TestCase
-#: Nearly the same way each time but in the full tier: volumes have new ids, and some order follows them.
+#: The same way each time but in the full tier.
 TestCopyMachine.settings = settings(
     max_examples=50 + settings().max_examples,
     stateful_step_count=30,

@@ -417,6 +417,19 @@ def test_a_detach_names_what_it_means(world: World, engine: Engine) -> None:
     assert not world.machines["b"].instances["vm"]
 
 
+def test_a_host_keeps_its_device_until_the_last_attachment_there_is_gone(
+    world: World, engine: Engine
+) -> None:
+    engine.attach("v", "a", "vm")
+    engine.attach("v", "a")
+    engine.detach("v", "a", "")
+    assert world.machines["a"].devices
+    assert world.array.exports
+    engine.detach("v", "a", "vm")
+    assert not world.machines["a"].devices
+    assert not world.array.exports
+
+
 class NamedHost(MemoryHost):
     """It says more of itself than its name."""
 

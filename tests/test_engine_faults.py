@@ -456,6 +456,24 @@ def test_a_lost_host_is_detached_by_force_and_the_rest_goes_on(ram_path: Path) -
         assert texts(engine)[1:] == ["detached from b/vm by force, without asking the host"]
 
 
+def test_an_attachment_that_is_being_forgotten_keeps_no_device(ram_path: Path) -> None:
+    with attached(ram_path, MemoryDriver, LyingHost, "a") as (engine, world):
+        engine.attach("v", "a")
+        with pytest.raises(BackendError):
+            engine.extend("v", LARGE)
+        lose_answer(engine.site.hosts["a"], "unplug")
+        with pytest.raises(OutcomeUnknown):
+            engine.detach("v", "a", "vm")
+        lose_answer(engine.site.drivers["ram"], "terminate_connection")
+        with pytest.raises(OutcomeUnknown):
+            engine.detach("v", "a", "", force=True)
+        assert [a.state for a in engine.volume("v").attachments] == ["detaching", "forgetting"]
+        engine.resume()
+        assert engine.volume("v").attachments == ()
+        assert world.machines["a"].devices == {}
+        assert not world.array.exports
+
+
 def test_detach_goes_in_error_extending_and_retry_ends_available(ram_path: Path) -> None:
     with attached(ram_path, MemoryDriver, LyingHost, "a") as (engine, _):
         with pytest.raises(BackendError):

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from realsite import LARGE, NAME, QCOW2, RAW, SMALL, Kind, RealSite, check_grown, disk_of, fill
+from servicesite import ServiceSite
 
 pytest.importorskip("libvirt", reason="libvirt-python is not installed; see `make setup`")
 
@@ -51,7 +53,7 @@ from voldrivers.model import (
     utc_now,
 )
 from voldrivers.options import read_options
-from voldrivers.sizes import MiB
+from voldrivers.sizes import GiB, MiB
 
 pytestmark = [
     pytest.mark.slow,
@@ -513,6 +515,29 @@ def test_a_guest_that_is_being_backed_up_is_never_asked(raw: Plugged) -> None:
     raw.assist(2 * MiB)
 
 
+def test_a_guest_that_is_being_saved_is_never_asked(raw: Plugged) -> None:
+    """Saving is a migration to a file; this one fills a pipe that nobody empties."""
+    raw.domain.fill_memory()
+    pipe = raw.domain.directory / "saved"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with ThreadPoolExecutor(1) as beside, raw.domain.handle() as handle:
+        try:
+            saved = beside.submit(handle.save, str(pipe))
+            under_way = (libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_DOMAIN_JOB_BOUNDED)
+            with raw.domain.handle() as other:
+                process.wait_until(lambda: other.jobInfo()[0] in under_way, 10, "the saving to begin")
+                refused(raw, "paused|busy")
+                assert raw.state is RUNNING
+                other.abortJob()
+        finally:
+            os.close(reader)
+        with pytest.raises(libvirt.libvirtError):
+            saved.result(20)
+    raw.assist(2 * MiB)
+    assert raw.guest_bytes == 2 * MiB
+
+
 def test_a_block_job_in_the_way_is_named(domain: Domain) -> None:
     path, copy = domain.directory / "v.raw", domain.directory / "copy.raw"
     path.write_bytes(os.urandom(8 * MiB))
@@ -780,6 +805,25 @@ def test_a_file_in_use_is_extended_by_the_engine(daemon: Libvirtd, domain: Domai
     with site.engine() as engine:
         engine.detach(NAME)
     site.check_steady(VolumeStatus.AVAILABLE, LARGE + MiB)
+
+
+@pytest.mark.parametrize("by_events", [False, True], ids=["assist_extend", "volume-extended"])
+def test_the_services_extend_a_file_that_a_domain_has(
+    daemon: Libvirtd, domain: Domain, by_events: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir=daemon.directory) as name:
+        site = ServiceSite(Path(name), by_events=by_events, agent_keys=f'libvirt_uri = "{daemon.uri}"\n')
+        try:
+            volume_id = site.create(volume_type="files")
+            attachment = site.attach(volume_id, domain)
+            fill(site.disk(volume_id, domain), GiB)
+            site.extend(volume_id, 2)
+            assert site.wait(volume_id, "in-use")["size"] == 2
+            assert site.disk(volume_id, domain).capacity_bytes() == 2 * GiB == site.file_bytes(volume_id)
+            site.detach(attachment, domain)
+            site.done("DELETE", f"volumes/{volume_id}")
+        finally:
+            site.end()
 
 
 def site_of(daemon: Libvirtd) -> RealSite:

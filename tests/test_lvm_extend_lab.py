@@ -418,6 +418,11 @@ def test_two_hosts_acknowledge_and_one_that_fails_is_named(three_hosts: Lab) -> 
     prepared.start_agent(three_hosts.machine("compute2"))
     assert controller.do("retry") == "completed"
     assert {row["observed_bytes"] for row in controller.do("ledger")} == {SIZE + 2 * STEP}
+
+    # A second attachment on one host shares its device, and leaves it there.
+    assert controller.do("attach", host="compute") == "compute"
+    assert controller.do("detach", host="compute", instance="") is None
+    assert {row["observed_bytes"] for row in controller.do("ledger")} == {SIZE + 2 * STEP}
     for host in names:
         assert controller.do("detach", host=host) is None
     assert controller.do("delete", name=NAME) is None

@@ -120,20 +120,28 @@ def served(lab_cache: Cache) -> Iterator[ThreeMachines]:
         yield ThreeMachines(running)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(THIN, id="LVM over iSCSI"),
-        pytest.param({"volume_type": "nfs"}, id="NFS", marks=pytest.mark.full),
-    ],
-)
-def test_cinderclient_on_a_third_machine_extends_a_volume_in_use(
-    served: ThreeMachines, kind: dict[str, object]
-) -> None:
-    volume_id = served.do(clients.create, {"size": 1, **kind}, GUEST)
+def test_cinderclient_on_a_third_machine_extends_a_volume_in_use(served: ThreeMachines) -> None:
+    volume_id = served.do(clients.create, {"size": 1, **THIN}, GUEST)
     served.check(volume_id, 1)
     assert served.do(clients.extend_by_cinderclient, volume_id, 2)["status"] == "in-use"
     served.check(volume_id, 2)
+    served.delete(volume_id)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [THIN, {"volume_type": "nfs"}], ids=["LVM over iSCSI", "NFS"])
+def test_one_client_after_the_other_extends_a_volume_in_use(
+    served: ThreeMachines, kind: dict[str, object]
+) -> None:
+    volume_id = served.do(clients.create, {"size": 1, **kind}, GUEST)
+    extends = [
+        clients.extend_by_command_line,
+        clients.extend_by_openstacksdk,
+        clients.extend_by_cinderclient,
+    ]
+    for size_gib, extend in enumerate(extends, 2):
+        assert served.do(extend, volume_id, size_gib)["status"] == "in-use"
+        served.check(volume_id, size_gib)
     served.delete(volume_id)
 
 

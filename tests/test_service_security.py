@@ -9,13 +9,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servicesite import AGENT_TOKEN, PROJECT, ServiceSite, secret_file
+from servicesite import AGENT_TOKEN, PROJECT, Running, ServiceSite, secret_file
 
+from voldrivers import process
 from voldrivers.api.access import Caller
 from voldrivers.api.client import context
 from voldrivers.api.policy import RULES, Policy, sample
+from voldrivers.api.remote import RemoteHost
 from voldrivers.cli import main
-from voldrivers.errors import InvalidInput
+from voldrivers.errors import HostUnreachable, InvalidInput
+from voldrivers.options import read_options
 
 TOKENS = {role: f"0123456789abcdef-of-{role}" for role in ("admin", "member", "reader", "other")}
 CALLERS = "".join(
@@ -190,6 +193,32 @@ def test_tls_with_a_certificate_of_the_client(tmp_path: Path) -> None:
                 ask(other)
     finally:
         site.end()
+
+
+@pytest.mark.needs("openssl")
+def test_an_agent_that_asks_the_service_for_its_certificate(tmp_path: Path) -> None:
+    """Mutual TLS the other way round: who has the token and no certificate gets no answer either."""
+    for name in ("agent", "service", "stranger"):
+        make_certificate(tmp_path, name)
+    secret_file(tmp_path / "agent.token", AGENT_TOKEN)
+    identity = 'certificate = "../agent.pem"\nkey = "../agent.key"\nclient_ca_file = "../service.pem"\n'
+    head = f'[agent]\nlisten = "127.0.0.1:PORT"\ntoken_file = "../agent.token"\n{identity}'
+    agent = Running(tmp_path / "compute", "agent", f'{head}[host.compute]\nkind = "local"\n')
+    try:
+        assert agent.url.startswith("https://")
+        table = {"url": agent.url, "token_file": "agent.token", "ca_file": "agent.pem"}
+
+        def ask(*shown: str) -> str:
+            pair = dict(zip(("certificate", "key"), shown, strict=False))
+            options = read_options(RemoteHost.options_type, table | pair, "host compute", tmp_path)
+            return RemoteHost("compute", options, process.run).connector().host
+
+        assert ask("service.pem", "service.key") == "compute"
+        for shown in ((), ("stranger.pem", "stranger.key")):
+            with pytest.raises(HostUnreachable, match="compute"):
+                ask(*shown)
+    finally:
+        agent.end()
 
 
 def make_certificate(directory: Path, name: str) -> None:

@@ -184,7 +184,7 @@ class Host(ABC):
 
     @abstractmethod
     def disconnect(self, volume: Volume, attachment: Attachment) -> None:
-        """Take the volume off this host; one that is not there is no error."""
+        """Take the volume off this host, where nothing else has it; one that is not there is no error."""
 
     @abstractmethod
     def plug(self, volume: Volume, attachment: Attachment) -> None:

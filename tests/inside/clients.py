@@ -64,9 +64,32 @@ def extend_by_cinderclient(volume_id: str, size_gib: int) -> dict[str, Any]:  # 
     return wait(volume_id)
 
 
-def _client() -> httpx.Client:
-    from pathlib import Path
+def extend_by_openstacksdk(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
+    """Extend a volume as an operator's playbook does, and wait for it."""
+    import openstack
 
+    cloud = openstack.connect(
+        auth_type="admin_token",
+        auth={"endpoint": URL, "token": TOKEN},
+        block_storage_endpoint_override=URL,
+        block_storage_api_version="3",
+        cacert=IDENTITY,
+    )
+    storage: Any = cloud.block_storage  # Any: of the version that was asked for
+    storage.extend_volume(volume_id, size_gib)
+    return wait(volume_id)
+
+
+def extend_by_command_line(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
+    """Extend a volume with `voldrivers --url`, which comes back when it is done."""
+    from voldrivers.cli import main
+
+    service = ["--url", "https://storage:8776", "--token-file", "/etc/voldrivers/token"]
+    assert main([*service, "--ca-file", IDENTITY, "extend", volume_id, f"{size_gib}G"]) == 0
+    return wait(volume_id, 0)
+
+
+def _client() -> httpx.Client:
     verify = context(Path(IDENTITY), None, None)
     return httpx.Client(base_url=URL, headers=_HEADERS, verify=verify, timeout=200, trust_env=False)
 

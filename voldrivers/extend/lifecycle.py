@@ -176,7 +176,7 @@ def finish_detach(
     the steps again gives none, because an earlier unplug may have taken effect: then only a guest
     that runs and keeps it has it still.
     """
-    host, others = site.host(attachment.host), _without(volume, attachment)
+    host, others = site.host(attachment.host), _staying(volume, attachment)
     site.progress(Progress(volume, "detaching", attachment.place))
     _unplug(site, host, others, attachment, before)
     _let_go(site, host, others, attachment)
@@ -259,11 +259,13 @@ def _undo_attach(site: Site, volume: Volume, attachment: Attachment, error: VolD
     except InvalidState:
         if not isinstance(error, NOTHING_HAPPENED):
             raise
-        _let_go(site, site.host(attachment.host), _without(volume, attachment), attachment)
+        _let_go(site, site.host(attachment.host), _staying(volume, attachment), attachment)
 
 
 def _let_go(site: Site, host: Host, others: Volume, attachment: Attachment) -> None:
-    host.disconnect(others, attachment)
+    """Take the volume off the host, unless others there have it too; all of them share one device."""
+    if all(other.host != attachment.host for other in others.attachments):
+        host.disconnect(others, attachment)
     site.driver(others).terminate_connection(others, attachment.connector or host.connector())
     site.store.remove_attachment(attachment)
 
@@ -288,3 +290,14 @@ def _is_kept(host: Host, attachment: Attachment) -> bool:
 
 def _without(volume: Volume, attachment: Attachment) -> Volume:
     return replace(volume, attachments=tuple(a for a in volume.attachments if a.id != attachment.id))
+
+
+def _staying(volume: Volume, leaving: Attachment) -> Volume:
+    """Give the volume without an attachment, and without what is being forgotten on the same host.
+
+    The last one there lets go of the host, and forgetting never does.
+    """
+    forgotten = (leaving.host, AttachmentState.FORGETTING)
+    others = _without(volume, leaving)
+    staying = (a for a in others.attachments if (a.host, a.state) != forgotten)
+    return replace(volume, attachments=tuple(staying))

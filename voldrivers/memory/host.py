@@ -67,9 +67,8 @@ class MemoryHost(Host, Layers):
 
     def disconnect(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
-        if all(a.host != self.name for a in volume.attachments):
-            self.machine.devices.pop(volume.id, None)
-            self.machine.layers.pop(volume.id, None)
+        self.machine.devices.pop(volume.id, None)
+        self.machine.layers.pop(volume.id, None)
 
     def plug(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()

@@ -20,6 +20,7 @@ from voldrivers.lab.keeper.streams import Streams, Take
 Say = Callable[[str], None]
 
 _BEGIN_S, _ANSWER_S = 20.0, 5.0
+_TRIES = 3
 _LOG_LINES = 30
 
 
@@ -39,11 +40,14 @@ def up(name: str, wish: Wish, say: Say) -> LabStatus:
     BackendError, OutcomeUnknown, with the end of its log, when it does not come up.
     """
     place = runtime.site(name)
-    connection = _begin(place)
-    try:
-        return _come_up(connection, place, wish, say, stays=False)
-    finally:
-        connection.close()
+    for _ in range(_TRIES):  # an earlier keeper may be ending, and hear nothing any more
+        connection = _begin(place)
+        try:
+            if status := _come_up(connection, place, wish, say, stays=False):
+                return status
+        finally:
+            connection.close()
+    raise _ended(place)
 
 
 def run(name: str, command: Command, take_results: Take = lambda _: None) -> int:
@@ -70,7 +74,8 @@ def private(wish: Wish, say: Say) -> Iterator[str]:
     place = Site(f"run-{os.getpid()}-{secrets.token_hex(2)}", runtime.cache_directory(), private=True)
     connection = _begin(place)
     try:
-        _come_up(connection, place, wish, say, stays=True)
+        if _come_up(connection, place, wish, say, stays=True) is None:
+            raise _ended(place)
         yield place.name
     finally:
         connection.close()
@@ -172,10 +177,14 @@ def _connect(place: Site, has_ended: Callable[[], bool]) -> Connection | None:
     return found[0]
 
 
-def _come_up(connection: Connection, place: Site, wish: Wish, say: Say, *, stays: bool) -> LabStatus:
-    connection.send({"request": "up", "wish": asdict(wish), "stays": stays})
+def _come_up(connection: Connection, place: Site, wish: Wish, say: Say, *, stays: bool) -> LabStatus | None:
+    """Wait until a lab is as wished; None if its keeper ended without a word."""
     try:
-        return LabStatus.read(_answer(connection, place, say)["status"])
+        connection.send({"request": "up", "wish": asdict(wish), "stays": stays})
+        answer = _answer(connection, place, say)
+        return None if answer is None else LabStatus.read(answer["status"])
+    except OSError:  # it is gone already
+        return None
     except (BackendError, OutcomeUnknown):
         say(f"the end of {place.log}:\n{_log_end(place)}")
         raise
@@ -188,20 +197,30 @@ def _request(name: str, frame: Frame) -> None:
         raise NotFound("lab", name)
     try:
         connection.send(frame)
-        _answer(connection, place)
+        if _answer(connection, place) is None:
+            raise NotFound("lab", name)
     finally:
         connection.close()
 
 
-def _answer(connection: Connection, place: Site, say: Say = lambda _: None) -> Frame:
+def _answer(connection: Connection, place: Site, say: Say = lambda _: None) -> Frame | None:
+    """Wait for an answer; None from a keeper that ended without a word."""
+    heard = False
     for frame in connection.frames():
+        heard = True
         if "say" in frame:
             say(frame["say"])
         elif "error" in frame:
             raise from_document(frame["error"])
         else:
             return frame
-    raise BackendError(f"the keeper of lab {place.name}", f"it ended, see {place.log}")
+    if heard:
+        raise _ended(place)
+    return None
+
+
+def _ended(place: Site) -> BackendError:
+    return BackendError(f"the keeper of lab {place.name}", f"it ended, see {place.log}")
 
 
 def _ask(connection: Connection, frame: Frame) -> Frame:
