@@ -469,6 +469,24 @@ def test_the_cache_keeps_what_was_used_last_and_what_a_person_saved(
     assert {path.name for path in states_of_cache.iterdir()} == {"saved-mine-1", "newer-1", "making-2"}
 
 
+def test_many_clean_one_cache_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(MOST_BYTES, "states", MiB)
+
+    def make_and_clean(who: int) -> None:
+        cache = Cache(tmp_path, print)
+        for number in range(100):
+            made = tmp_path / "states" / f"{who}-{number}"
+            making = made.with_name(f"making-{made.name}")
+            making.mkdir()
+            (making / "memory").write_bytes(bytes(MiB))
+            making.rename(made)
+            cache.used(made)
+
+    with ThreadPoolExecutor(4) as people:
+        assert list(people.map(make_and_clean, range(4))) == [None] * 4
+    assert len(list((tmp_path / "states").iterdir())) <= 4
+
+
 def test_levers_by_name(lab: Lab) -> None:
     levers.pull(lab, "pv-delay", ["50"])
     assert "delay" in shell(lab, "storage", "dmsetup table lab-pv")

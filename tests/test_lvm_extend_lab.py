@@ -333,6 +333,7 @@ def test_an_agent_that_is_killed_while_it_lets_go_or_connects(
         sweeps.count(request, Figures("over iSCSI", scenario, _SLOW_SAMPLES, 2 * len(names[what])))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(3000)
 def test_an_agent_that_is_killed_at_any_point(
     lvm_site: Site, rng: random.Random, tier: str, request: pytest.FixtureRequest

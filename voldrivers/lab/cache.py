@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from voldrivers.guests import debian, machine
@@ -85,8 +85,12 @@ class Cache:
             yield
 
     def used(self, path: Path) -> None:
-        """Note that something was used now, and remove what was used longest ago of the same kind."""
-        os.utime(path)
+        """Note that something was used now, and remove what was used longest ago of the same kind.
+
+        Others do the same at once, so anything may go while it is looked at.
+        """
+        with suppress(FileNotFoundError):
+            os.utime(path)
         left_bytes = MOST_BYTES[path.parent.name] - _size_bytes(path)
         others = [other for other in path.parent.iterdir() if other != path]
         for other in sorted(others, key=_last_used, reverse=True):
@@ -96,7 +100,7 @@ class Cache:
                 left_bytes -= 0 if other.name.startswith(SAVED) else _size_bytes(other)
                 is_kept = other.name.startswith(SAVED) or left_bytes >= 0
             if not is_kept:
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
+                shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
 
     def _pack(self, work: Path) -> Path:
         packages = debian.Packages(self.directory / "packages").download_all(["erofs-utils"])
@@ -107,13 +111,31 @@ class Cache:
 
 
 def _last_used(path: Path) -> float:
-    return path.stat().st_mtime
+    status = _status(path)
+    return status.st_mtime if status else 0.0
 
 
 def _size_bytes(path: Path) -> int:
     """Give what a file, or all in a directory, takes on the disk."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_blocks * 512 for file in files)
+    if path.is_dir():
+        return sum(map(_size_bytes, _entries(path)))
+    status = _status(path)
+    return status.st_blocks * 512 if status else 0
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Look at a file; None if it has gone."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _age_s(path: Path) -> float:
