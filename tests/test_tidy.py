@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("process", "locks", "mounts", "filesystem", "sysfs", "brick", "plugins", "config", "registry", "memory"),
     ("lvm", "nfs", "host"),
     ("extend", "guests"),
-    ("lab",),
+    ("conformance", "lab"),
     ("api",),
     ("cli",),
 )
@@ -90,7 +90,14 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 STARTS_PROGRAMS = re.compile(r"os\.(system|popen|exec[lv]\w*|fork\w*|spawn\w+|posix_spawnp?)")
 
 #: Where whatever is left may be caught: the last door to a person or to the network.
-BORDERS = {"api.agentapp", "api.volume.desk", "cli", "lab.keeper.service", "lab.keeper.__main__"}
+BORDERS = {
+    "api.agentapp",
+    "api.volume.desk",
+    "cli",
+    "conformance.runner",
+    "lab.keeper.service",
+    "lab.keeper.__main__",
+}
 
 #: The tables from an error to what an edge makes of it.
 EDGES = (

@@ -1,6 +1,7 @@
 """The site: what every operation needs - records, drivers, hosts, locks, a clock - and who may work."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Site:
     progress: Callable[[Progress], None] = no_progress
     now: Callable[[], datetime] = utc_now
     sleep: Sleep = time.sleep
+    #: Draws the ids of volumes, snapshots and attachments.
+    new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
     def driver(self, volume: Volume) -> Driver:
         """The driver of a volume's backend. Raises NotFound."""

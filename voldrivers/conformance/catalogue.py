@@ -1,0 +1,116 @@
+"""The catalogue: every check by its id, which never changes and is never used again."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from voldrivers.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from voldrivers.conformance.bench import Bench
+
+#: The groups in the order in which they run: what needs the least comes first.
+GROUPS = {
+    "DEC": "declaration",
+    "LIF": "lifecycle",
+    "SIZ": "sizes",
+    "EXO": "extending a detached volume",
+    "EXI": "extending a volume in use",
+    "DEF": "deferred completion",
+    "ROL": "failures and rolling back",
+    "CRA": "crashes",
+    "CON": "concurrency",
+    "DAT": "data",
+    "SNP": "snapshots",
+    "CLN": "clones",
+    "ATT": "attaching",
+    "STA": "stats",
+    "BAD": "bad input",
+    "IDM": "doing it again",
+    "LEK": "leaks",
+}
+
+
+class Level(StrEnum):
+    """How a check counts: CORE always, EXTENDED where its capability is declared."""
+
+    CORE = "core"
+    EXTENDED = "extended"
+    FAULT = "fault"
+    SOAK = "soak"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value), or where
+    `absent` is not: then it proves that the driver refuses. `act` raises Broken, or NotRun.
+    """
+
+    id: str
+    invariant: str
+    act: "Callable[[Bench], None]"
+    level: Level = Level.CORE
+    capability: str = ""
+    absent: str = ""
+    smoke: bool = False
+    hint: str = ""
+
+    @property
+    def group(self) -> str:
+        """The first part of its id."""
+        return self.id[:3]
+
+    @property
+    def steps(self) -> str:
+        """What it does, for people."""
+        return inspect.getdoc(self.act) or ""
+
+    def not_for(self, declared: Capabilities) -> str:
+        """Say why it is not for a driver that declares this; nothing if it is."""
+        name, _, value = self.capability.partition("=")
+        if name and not declared.declares(name):
+            return f"{name} is not declared"
+        if value and getattr(declared, name) != value:
+            return f"{name} is {getattr(declared, name)}"
+        if self.absent and declared.declares(self.absent):
+            return f"{self.absent} is declared"
+        return ""
+
+
+_CHECKS: dict[str, Check] = {}
+
+
+def check(
+    check_id: str,
+    invariant: str,
+    *,
+    level: Level = Level.CORE,
+    capability: str = "",
+    absent: str = "",
+    smoke: bool = False,
+    hint: str = "",
+) -> "Callable[[Callable[[Bench], None]], Callable[[Bench], None]]":
+    """Enter a function into the catalogue; its docstring says what it does."""
+
+    def enter(act: "Callable[[Bench], None]") -> "Callable[[Bench], None]":
+        if check_id in _CHECKS or check_id[:3] not in GROUPS:
+            raise ValueError(f"{check_id} is taken, or of no group")
+        _CHECKS[check_id] = Check(check_id, invariant, act, level, capability, absent, smoke, hint)
+        return act
+
+    return enter
+
+
+def catalogue() -> tuple[Check, ...]:
+    """Give all checks, in the order in which they run."""
+    checks = importlib.import_module("voldrivers.conformance.checks")
+    for module in pkgutil.iter_modules(checks.__path__):
+        importlib.import_module(f"{checks.__name__}.{module.name}")
+    order = list(GROUPS)
+    return tuple(sorted(_CHECKS.values(), key=lambda each: (order.index(each.group), each.id)))

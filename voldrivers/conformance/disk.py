@@ -1,0 +1,73 @@
+"""A volume where it is attached, past the driver: what is written there, and read again."""
+
+from dataclasses import dataclass, field
+
+from voldrivers.conformance.subject import Place
+from voldrivers.conformance.verdicts import Broken, expect
+from voldrivers.model import Attachment, Volume
+
+#: A stamp is as long as the smallest block.
+STAMP_BYTES = 512
+
+
+@dataclass
+class Stamps:
+    """What was written to a volume, by its offset."""
+
+    written: dict[int, bytes] = field(default_factory=dict)
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A volume where it is attached, past the driver."""
+
+    place: Place
+    volume: Volume
+    attachment: Attachment
+    stamps: Stamps
+
+    @property
+    def size_bytes(self) -> int:
+        """What the host has."""
+        return self.place.device_bytes(self.volume, self.attachment)
+
+    def read(self, offset_bytes: int, size_bytes: int = STAMP_BYTES) -> bytes:
+        """Read from the medium."""
+        return self.place.read(self.volume, self.attachment, offset_bytes, size_bytes)
+
+    def write(self, offset_bytes: int, content: bytes) -> None:
+        """Write to the medium, and remember it."""
+        try:
+            self.place.write(self.volume, self.attachment, offset_bytes, content)
+        except OSError as error:
+            raise Broken("I4", f"the block at {offset_bytes} cannot be written: {error}") from error
+        self.stamps.written[offset_bytes] = content
+
+    def stamp(self) -> None:
+        """Write to the first, a middle and the last block of what is there now."""
+        self.stamps.generation += 1
+        for offset in probes(self.size_bytes):
+            text = f"{self.volume.id} {offset} {self.stamps.generation} ".encode()
+            self.write(offset, (text * STAMP_BYTES)[:STAMP_BYTES])
+
+    def check(self) -> None:
+        """Read back every stamp, and zeros in some other places."""
+        for offset, content in self.stamps.written.items():
+            found = self.read(offset)
+            expect(found == content, "I4", f"the block at {offset} is not what was written", found=found[:40])
+        self.check_zeros(0, self.size_bytes)
+
+    def check_zeros(self, first_bytes: int, end_bytes: int) -> None:
+        """Read zeros where nothing was written, at both ends and in between."""
+        for offset in probes(end_bytes - first_bytes):
+            at = first_bytes + offset
+            if all(abs(at - each) >= STAMP_BYTES for each in self.stamps.written):
+                found = self.read(at)
+                expect(not any(found), "I4", f"there are no zeros at {at}", found=found[:40])
+
+
+def probes(size_bytes: int) -> tuple[int, ...]:
+    """Give offsets of blocks in a range: both ends, and some between."""
+    last = size_bytes - STAMP_BYTES
+    return tuple(sorted({0, last // 2 // STAMP_BYTES * STAMP_BYTES, last})) if last >= 0 else ()

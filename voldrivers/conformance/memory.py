@@ -1,0 +1,121 @@
+"""The suite's own subject: drivers in RAM, an oracle that looks into the array, hosts in RAM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from voldrivers.base import Driver, Run
+from voldrivers.conformance.subject import Oracle, Place, Subject
+from voldrivers.extend.engine import Engine
+from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
+from voldrivers.model import Attachment, Volume, utc_now
+from voldrivers.sizes import MiB
+
+#: So small that it gets full.
+CAPACITY_BYTES = 256 * MiB
+
+
+@dataclass
+class MemoryOracle(Oracle):
+    """Looks into the array."""
+
+    array: MemoryArray
+
+    def objects(self) -> Mapping[str, int]:
+        array = self.array
+        kept = {name: image.size_bytes for name, image in (array.snapshots | array.foreign).items()}
+        return {**array.sizes, **kept, **{f"export of {v} to {h}": 0 for v, h in array.exports}}
+
+    def size_bytes(self, volume: Volume) -> int | None:
+        return self.array.sizes.get(volume.id)
+
+    def free_bytes(self) -> int:
+        return self.array.free_bytes
+
+
+class MemoryPlace(Place):
+    """A host in RAM; what is written there are words in the array."""
+
+    instance = "vm"
+
+    def __init__(self, host: MemoryHost) -> None:
+        """Look at a host."""
+        self.host: MemoryHost = host
+
+    def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
+        return self.host.machine.devices.get(volume.id, 0)
+
+    def guest_bytes(self, volume: Volume, attachment: Attachment) -> int | None:
+        return self.host.machine.instances.get(attachment.instance or "", {}).get(volume.id, 0)
+
+    def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
+        words = self.host.array.written.get(volume.id, {})
+        content = bytearray(size_bytes)
+        for at, word in words.items():
+            raw = _raw(word)
+            begin = at - offset_bytes
+            if -len(raw) < begin < size_bytes:
+                kept = raw[max(0, -begin) : size_bytes - begin]
+                content[max(0, begin) : max(0, begin) + len(kept)] = kept
+        return bytes(content)
+
+    def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
+        end = min(self.device_bytes(volume, attachment), self.host.array.sizes.get(volume.id, 0))
+        if offset_bytes + len(content) > end:
+            raise OSError(f"the device ends at {end}")
+        self.host.array.write(volume.id, offset_bytes, content.hex())
+
+    def residue(self) -> frozenset[str]:
+        machine = self.host.machine
+        nodes = {f"node {n} of {name}" for name, nodes in machine.instances.items() for n in nodes}
+        return frozenset(nodes | {f"device {each}" for each in machine.devices} | machine.held)
+
+
+@dataclass
+class Clock:
+    """Time that passes by sleeping only."""
+
+    time: datetime = field(default_factory=lambda: utc_now() + timedelta(days=1))
+
+    def now(self) -> datetime:
+        """The time."""
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self.time += timedelta(seconds=seconds)
+
+
+def subject(
+    driver_class: type[MemoryDriver],
+    host_class: type[MemoryHost] = MemoryHost,
+    capacity_bytes: int = CAPACITY_BYTES,
+    engine_class: type[Engine] = Engine,
+) -> Subject:
+    """Make a subject of a driver in RAM, with two hosts and an array of its own."""
+    array, clock = MemoryArray(capacity_bytes), Clock()
+    machines = [MemoryMachine(instances={"vm": {}}) for _ in range(2)]
+    hosts = [host_class(name, array, machine) for name, machine in zip("ab", machines, strict=True)]
+
+    def make(kind: type[Driver], run: Run) -> Driver:
+        assert issubclass(kind, MemoryDriver)
+        return kind("subject", None, run, array)
+
+    return Subject(
+        driver_class,
+        make,
+        [MemoryPlace(host) for host in hosts],
+        MemoryOracle(array),
+        max_bytes=capacity_bytes,
+        now=clock.now,
+        sleep=clock.sleep,
+        deadline_s=5.0,
+        engine_class=engine_class,
+    )
+
+
+def _raw(word: str) -> bytes:
+    try:
+        return bytes.fromhex(word)
+    except ValueError:
+        return word.encode()

@@ -1,0 +1,77 @@
+"""What is tested, where, and who looks at it without asking the driver."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from voldrivers.base import Driver, Host, Run
+from voldrivers.extend.engine import Engine
+from voldrivers.model import Attachment, Volume, utc_now
+from voldrivers.process import run
+from voldrivers.sizes import GiB
+
+
+class Oracle(ABC):
+    """The side door: looks at the backend by another path than the driver (lvs, stat, an array's REST)."""
+
+    @abstractmethod
+    def objects(self) -> Mapping[str, int]:
+        """Give everything in the pool by its name there, ours or not, with its size in bytes."""
+
+    @abstractmethod
+    def size_bytes(self, volume: Volume) -> int | None:
+        """Give the size of a volume; None where the pool does not have it."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Give the room that is left."""
+
+
+class Place(ABC):
+    """A host where devices are looked at, and perhaps an instance on it whose guest is asked."""
+
+    host: Host
+    #: The name of a running instance that volumes may be plugged into.
+    instance: str | None = None
+
+    @abstractmethod
+    def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
+        """Give the size of the device or file that the host has."""
+
+    @abstractmethod
+    def guest_bytes(self, volume: Volume, attachment: Attachment) -> int | None:
+        """Give the size that the guest sees; None where it cannot be asked."""
+
+    @abstractmethod
+    def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
+        """Read what the host reads, from the medium."""
+
+    @abstractmethod
+    def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
+        """Write to the medium. Raises OSError beyond its end."""
+
+    @abstractmethod
+    def residue(self) -> frozenset[str]:
+        """Name what volumes leave on a host: devices, sessions, mounts."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A driver, and everything that its checks may use."""
+
+    driver_class: type[Driver]
+    #: Makes a new driver object, as a restarted process does, of this class or a subclass of it.
+    make: Callable[[type[Driver], Run], Driver]
+    places: Sequence[Place]
+    oracle: Oracle | None = None
+    #: What all volumes of one check may take together.
+    max_bytes: int = 20 * GiB
+    options: Mapping[str, object] = field(default_factory=dict)
+    run: Run = run
+    now: Callable[[], datetime] = utc_now
+    sleep: Callable[[float], None] = time.sleep
+    deadline_s: float = 60.0
+    #: What carries extends out and keeps the records, if it is not the engine itself.
+    engine_class: type[Engine] = Engine
