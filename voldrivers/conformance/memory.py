@@ -20,6 +20,7 @@ class MemoryOracle(Oracle):
     """Looks into the array."""
 
     array: MemoryArray
+    tolerance_bytes: int = 0
 
     def objects(self) -> Mapping[str, int]:
         array = self.array

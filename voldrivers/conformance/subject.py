@@ -3,8 +3,10 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from voldrivers.base import Driver, Host, Run
 from voldrivers.extend.engine import Engine
@@ -13,18 +15,18 @@ from voldrivers.process import run
 from voldrivers.sizes import GiB
 
 
-class Oracle(ABC):
+class Oracle(Protocol):
     """The side door: looks at the backend by another path than the driver (lvs, stat, an array's REST)."""
 
-    @abstractmethod
+    #: By how much the room may differ though nothing has changed: others' writes, a file system's own blocks.
+    tolerance_bytes: int
+
     def objects(self) -> Mapping[str, int]:
         """Give everything in the pool by its name there, ours or not, with its size in bytes."""
 
-    @abstractmethod
     def size_bytes(self, volume: Volume) -> int | None:
         """Give the size of a volume; None where the pool does not have it."""
 
-    @abstractmethod
     def free_bytes(self) -> int:
         """Give the room that is left."""
 
@@ -52,6 +54,10 @@ class Place(ABC):
     def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
         """Write to the medium. Raises OSError beyond its end."""
 
+    def letting_go(self) -> AbstractContextManager[None]:
+        """Have the guest let go of a device that it is asked for while the context is open."""
+        return nullcontext()
+
     @abstractmethod
     def residue(self) -> frozenset[str]:
         """Name what volumes leave on a host: devices, sessions, mounts."""
@@ -68,7 +74,8 @@ class Subject:
     oracle: Oracle | None = None
     #: What all volumes of one check may take together.
     max_bytes: int = 20 * GiB
-    options: Mapping[str, object] = field(default_factory=dict)
+    #: The options of every volume.
+    volume_options: Mapping[str, object] = field(default_factory=dict)
     run: Run = run
     now: Callable[[], datetime] = utc_now
     sleep: Callable[[float], None] = time.sleep

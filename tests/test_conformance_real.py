@@ -1,0 +1,56 @@
+"""The suite on a real driver: files in a directory, this machine's QEMU, and a look past both."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from realsite import mounted
+
+from voldrivers.base import Driver, Run
+from voldrivers.conformance import Subject, Verdict, catalogue
+from voldrivers.conformance.catalogue import Check
+from voldrivers.conformance.places import GuestPlace
+from voldrivers.conformance.runner import run_check
+from voldrivers.guests.device import DeviceGuest
+from voldrivers.host.local import LocalHost, LocalOptions
+from voldrivers.nfs.driver import NFSDriver
+from voldrivers.nfs.options import NFSOptions
+from voldrivers.nfs.oracle import ShareOracle
+from voldrivers.process import run
+from voldrivers.sizes import GiB
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.needs("qemu-system-x86_64", "qemu-img", "mkfs.ext4"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a file system of one's own needs root"),
+]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    directory = tmp_path_factory.mktemp("conformance")
+    share, disk = directory / "share", directory / "disk"
+    share.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(GiB)
+    run(["mkfs.ext4", "-q", "-F", str(disk)], timeout_s=20)
+
+    def make(kind: type[Driver], run: Run) -> Driver:
+        return kind("files", NFSOptions(str(share)), run)
+
+    with mounted("ext4", "-o", "loop", str(disk), point=share), DeviceGuest(directory) as guest:
+        host = LocalHost("here", LocalOptions(qmp_dir=directory), run)
+        yield Subject(
+            NFSDriver,
+            make,
+            [GuestPlace(host, guest)],
+            ShareOracle(share),
+            volume_options={"format": "raw"},
+            deadline_s=20.0,
+        )
+
+
+@pytest.mark.parametrize("check", catalogue(), ids=lambda check: check.id)
+def test_files_in_a_directory(subject: Subject, check: Check) -> None:
+    result = run_check(check, subject)
+    assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE, Verdict.NOT_RUN), result

@@ -1,0 +1,89 @@
+"""This machine as a place: its files and block devices, and a QEMU whose disks are driven from here."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from voldrivers.base import Host
+from voldrivers.conformance.subject import Place
+from voldrivers.errors import BackendError, NotFound, OutcomeUnknown
+from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
+from voldrivers.model import Attachment, Volume
+
+_EJECT_S = 20.0
+
+
+class LocalPlace(Place):
+    """This machine, without instances: raw files and block devices."""
+
+    def __init__(self, host: Host) -> None:
+        """Look at what `host`, this machine, has connected."""
+        self.host = host
+
+    def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
+        with _opened(attachment, os.O_RDONLY) as medium:
+            return os.lseek(medium, 0, os.SEEK_END)
+
+    def guest_bytes(self, volume: Volume, attachment: Attachment) -> int | None:
+        return None
+
+    def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
+        with _opened(attachment, os.O_RDONLY) as medium:
+            return os.pread(medium, size_bytes, offset_bytes)
+
+    def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
+        if offset_bytes + len(content) > self.device_bytes(volume, attachment):
+            raise OSError("beyond the end")  # a file would grow
+        with _opened(attachment, os.O_WRONLY | os.O_DSYNC) as medium:
+            os.pwrite(medium, content, offset_bytes)
+
+    def residue(self) -> frozenset[str]:
+        return frozenset(f"device {name}" for name in os.listdir("/sys/class/block"))
+
+
+class GuestPlace(LocalPlace):
+    """This machine, with a QEMU on it: what is plugged into that is seen as its guest sees it."""
+
+    def __init__(self, host: Host, guest: DeviceGuest) -> None:
+        """Look through a guest whose QMP socket `host` finds by its name."""
+        super().__init__(host)
+        self.guest, self.instance = guest, guest.name
+
+    def guest_bytes(self, volume: Volume, attachment: Attachment) -> int | None:
+        return self.guest.disk(volume.id).capacity_bytes()
+
+    def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
+        if attachment.instance is None:
+            return super().read(volume, attachment, offset_bytes, size_bytes)
+        return self.guest.disk(volume.id).read(offset_bytes // SECTOR_BYTES, size_bytes // SECTOR_BYTES)
+
+    def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
+        if attachment.instance is None:
+            super().write(volume, attachment, offset_bytes, content)
+            return
+        try:
+            self.guest.disk(volume.id).write(offset_bytes // SECTOR_BYTES, content)
+        except (BackendError, NotFound) as error:
+            raise OSError(str(error)) from error
+
+    @contextmanager
+    def letting_go(self) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as beside:
+            ejected = beside.submit(self.guest.eject, _EJECT_S)
+            yield
+            with suppress(OutcomeUnknown):  # it was never asked
+                ejected.result()
+
+    def residue(self) -> frozenset[str]:
+        return super().residue() | {f"disk {disk.serial}" for disk in self.guest.disks()}
+
+
+@contextmanager
+def _opened(attachment: Attachment, flags: int) -> Iterator[int]:
+    medium = os.open(Path(str(attachment.device_path)), flags)
+    try:
+        yield medium
+    finally:
+        os.close(medium)
