@@ -36,3 +36,8 @@ def test_all_of_them_run_one_after_the_other() -> None:
 def test_a_liar_is_found_out(liar: Liar) -> None:
     check = next(each for each in catalogue() if each.id == liar.found_by)
     assert run_check(check, liar.subject()).verdict is Verdict.FAILED, liar.title
+
+
+def test_every_check_is_the_one_that_finds_some_liar() -> None:
+    found_by = {liar.found_by for liar in liars()}
+    assert {check.id for check in catalogue()} == found_by
