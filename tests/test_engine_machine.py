@@ -10,11 +10,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from unittest import mock
 from uuid import UUID
 
 from faulty import (
@@ -173,13 +172,7 @@ class EngineMachine(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # Ids decide an order here and there: an example that is replayed must draw the same ones.
-        drawn = random.Random(0)
-
-        def draw() -> UUID:
-            return UUID(int=drawn.getrandbits(128), version=4)
-
-        self.ids = mock.patch("uuid.uuid4", draw)
-        self.ids.start()
+        self.drawn = random.Random(0)
         self.directory = Path(tempfile.mkdtemp(prefix="vold-", dir="/dev/shm"))
         self.world = World()
         self.world.rival = self.meddle
@@ -192,16 +185,17 @@ class EngineMachine(stateful.RuleBasedStateMachine):
         store = Store(self.directory / "voldrivers.db")
         world, policy = self.world, Policy(extend_attached=True, deadline_s=DEADLINE_S)
         locks = self.directory / "locks"
-        return Engine(
-            Site(store, world.drivers(), world.hosts(), locks, policy, now=world.now, sleep=world.sleep)
-        )
+        site = Site(store, world.drivers(), world.hosts(), locks, policy, now=world.now, sleep=world.sleep)
+        return Engine(replace(site, new_id=self.draw))
+
+    def draw(self) -> str:
+        return str(UUID(int=self.drawn.getrandbits(128), version=4))
 
     def teardown(self) -> None:
         try:
             if sys.exception() is None:  # else it would hide what failed
                 self.end_with_nothing_left()
         finally:
-            self.ids.stop()
             self.engine.store.close()
             self.other.store.close()
             shutil.rmtree(self.directory)

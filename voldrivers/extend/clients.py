@@ -6,7 +6,6 @@ The client connects between `give` and `complete` and disconnects before `releas
 alone: only the client knows how far it has come.
 """
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +25,7 @@ def reserve(site: Site, name: str, instance: str | None, *, read_only: bool = Fa
         again = [VolumeStatus.IN_USE] if volume.multi_attach else []
         expect(volume, VolumeStatus.AVAILABLE, *again)
         wanted = Attachment(
-            str(uuid.uuid4()),
+            site.new_id(),
             volume.id,
             _NOBODY,
             instance,

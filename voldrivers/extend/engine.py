@@ -3,7 +3,6 @@
 An extend is the converging step plus the store. One process at a time works on a volume.
 """
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +86,10 @@ class Engine:
         expected_bytes = extend.to_bytes if extend and behind else volume.size_bytes
         return ledger(volume, self.site.driver(volume), self.site.hosts, expected_bytes)
 
+    def stopped(self, volume: Volume) -> tuple[Attachment, ...]:
+        """The attachments of a volume whose instances are proved to have stopped."""
+        return tuple(each for each in volume.attachments if self.site.has_stopped(each))
+
     def plan(self, name: str, size_bytes: int) -> admission.Plan:
         """What an extend would do; raises what it would raise at admission. Changes nothing."""
         return self._plan(self.store.volume(name), size_bytes)
@@ -109,7 +112,7 @@ class Engine:
         check_name(name)
         driver = self.site.backend(backend)
         size_bytes = round_size(driver, f"volume {name}", size_bytes)
-        volume = Volume(str(uuid.uuid4()), name, driver.name, size_bytes, multi_attach=multi_attach)
+        volume = Volume(self.site.new_id(), name, driver.name, size_bytes, multi_attach=multi_attach)
         return self._make(volume, options or {}, Source())
 
     def delete_volume(self, name: str) -> None:
@@ -157,7 +160,7 @@ class Engine:
         """
         check_name(name)
         driver = self.site.backend(backend)
-        wanted = Volume(str(uuid.uuid4()), name, driver.name, 0, multi_attach=multi_attach)
+        wanted = Volume(self.site.new_id(), name, driver.name, 0, multi_attach=multi_attach)
         wanted = replace(wanted, status=VolumeStatus.MANAGING)
         size_bytes = lifecycle.existing_size(self.site, wanted, reference, options or {})
         return self._make(replace(wanted, size_bytes=size_bytes), options or {}, Source(reference=reference))
@@ -181,7 +184,7 @@ class Engine:
         with self.site.working_on(volume_name) as volume:
             expect(volume, VolumeStatus.AVAILABLE, VolumeStatus.IN_USE)
             able(self.site.driver(volume), Snapshots, volume.title)
-            snapshot = Snapshot(str(uuid.uuid4()), name, volume.id, volume.size_bytes)
+            snapshot = Snapshot(self.site.new_id(), name, volume.id, volume.size_bytes)
             self.store.add_snapshot(snapshot)
             return snapshots.finish_snapshot(self.site, self.store.volume(volume.id), snapshot)
 
@@ -220,7 +223,7 @@ class Engine:
             expect(volume, VolumeStatus.AVAILABLE, *([VolumeStatus.IN_USE] if volume.multi_attach else []))
             where = self.site.host(host)
             socket = None if monitor is None else str(monitor.absolute())
-            wanted = Attachment(str(uuid.uuid4()), volume.id, where.name, instance, socket)
+            wanted = Attachment(self.site.new_id(), volume.id, where.name, instance, socket)
             attachment = where.find_instance(wanted)
             if any(a.place == attachment.place for a in volume.attachments):
                 raise InvalidState(

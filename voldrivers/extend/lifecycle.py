@@ -3,7 +3,6 @@
 Each is recorded before it begins and may be taken again: `resume` does so after a crash.
 """
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -77,7 +76,7 @@ def clone_of(
     if rounded_bytes < least_bytes:
         reason = f"must be at least as large as {of}, {format_size(least_bytes)}"
         raise InvalidSize(title, reason, format_size(asked_bytes))
-    return Volume(str(uuid.uuid4()), name, source.backend, rounded_bytes, multi_attach=multi_attach)
+    return Volume(site.new_id(), name, source.backend, rounded_bytes, multi_attach=multi_attach)
 
 
 def existing_size(site: Site, volume: Volume, reference: str, options: Mapping[str, object]) -> int:
