@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -30,6 +31,7 @@ from voldrivers.errors import (
 )
 from voldrivers.extend import Engine, Progress
 from voldrivers.extend.carrying import admit
+from voldrivers.locks import exclusive
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
 from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Phase, Volume, VolumeStatus
 from voldrivers.sizes import LARGEST_BYTES, MiB, TiB
@@ -472,6 +474,21 @@ def test_attach_is_refused_while_extending(engine: Engine, status: VolumeStatus)
     set_status(engine, status)
     with pytest.raises(InvalidState, match=f"volume v is {status}, must be available"):
         engine.attach("v", "a", "vm")
+
+
+def test_who_is_about_to_let_go_is_waited_for_and_who_works_is_not(world: World, ram_path: Path) -> None:
+    with world.engine(ram_path) as engine:
+        volume = engine.create_volume("w", SMALL)
+        engine.site = replace(engine.site, patience_s=60.0)
+        held = ExitStack()
+        held.enter_context(exclusive(engine.site.lock_dir, f"volume-{volume.id}", "w"))
+        threading.Timer(0.2, held.close).start()
+        engine.extend("w", LARGE, wait=False)
+        with (
+            exclusive(engine.site.lock_dir, f"volume-{volume.id}", "w"),
+            pytest.raises(InvalidState, match="being worked on by another process"),
+        ):
+            engine.delete_volume("w")
 
 
 def test_detach_and_delete_are_refused_while_extending(engine: Engine) -> None:

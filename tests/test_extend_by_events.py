@@ -200,6 +200,28 @@ def test_a_false_completion_is_no_evidence(
     assert ended(site, guest, volume_id) == 1
 
 
+def test_the_calls_of_the_specification_while_it_is_extending(
+    site: ServiceSite, guest: DeviceGuest, volume_id: str, events: Between
+) -> None:
+    """As far as is waited for and no further, never smaller, and never for an older extend."""
+    events.meddle = lost
+    site.extend(volume_id, 3)
+
+    def assist(size_gib: int, **headers: str) -> int:
+        path = f"servers/guest/os-online_extend_volume/{volume_id}"
+        body = {"onlineExtendVolume": {"bytes": size_gib * GiB}}
+        return site.compute("POST", path, body, **headers).status_code
+
+    assert assist(4) == 409
+    assert assist(2, **{"Voldrivers-Extend": "7"}) == 200
+    assert guest.disk(volume_id).capacity_bytes() == 2 * GiB
+    assert assist(3, **{"Voldrivers-Extend": "6"}) == 409
+    assert assist(1, **{"Voldrivers-Extend": "7"}) == 200
+    assert guest.disk(volume_id).capacity_bytes() == 2 * GiB
+    assert assist(3, **{"Voldrivers-Extend": "8"}) == 200
+    assert ended(site, guest, volume_id) == 3
+
+
 @pytest.mark.parametrize("who", ["service", "agent"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_one_is_killed_and_started_again(

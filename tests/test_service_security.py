@@ -1,24 +1,33 @@
 """Who is let in, what a role may do, and what is refused before it is read: tokens, policy, TLS, limits."""
 
 import json
+import os
 import re
+import resource
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
-from servicesite import AGENT_TOKEN, PROJECT, Running, ServiceSite, secret_file
+from servicesite import AGENT_TOKEN, PROJECT, SOON_S, Running, ServiceSite, secret_file
 
 from voldrivers import process
+from voldrivers.api import guard, server
 from voldrivers.api.access import Caller
+from voldrivers.api.agentapp import make_app
 from voldrivers.api.client import context
 from voldrivers.api.policy import RULES, Policy, sample
 from voldrivers.api.remote import RemoteHost
 from voldrivers.cli import main
 from voldrivers.errors import HostUnreachable, InvalidInput
+from voldrivers.host.local import LocalHost, LocalOptions
 from voldrivers.options import read_options
+from voldrivers.process import wait_until
 
 TOKENS = {role: f"0123456789abcdef-of-{role}" for role in ("admin", "member", "reader", "other")}
 CALLERS = "".join(
@@ -65,6 +74,8 @@ def test_roles_and_projects(site: ServiceSite) -> None:
         **token("member"),
     )
     site.refused(403, "GET", "scheduler-stats/get_pools", **token("member"))
+    plug = {"attachment": {"volume_uuid": made, "instance_uuid": "guest", "voldrivers:host": "compute"}}
+    assert "voldrivers:attach" in site.refused(403, "POST", "attachments", plug, **token("member"))
     assert "volume:delete" in site.refused(
         403, "DELETE", path, **token("member")
     )  # as the operator's file says
@@ -90,6 +101,66 @@ def test_strangers_are_refused_before_their_body_is_read(site: ServiceSite, head
     assert site.ask("GET", "/healthcheck").status_code == 200
     assert site.ask("GET", "/").status_code == 300
     assert not any(secret in site.service.log for secret in (*TOKENS.values(), AGENT_TOKEN, "somebody"))
+
+
+def test_who_has_no_token_fills_neither_the_figures_nor_the_log(site: ServiceSite) -> None:
+    port = site.service.port
+    for number in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as connection:
+            connection.sendall(f"METHOD{number}{'Z' * 500} /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            assert b" 401 " in connection.recv(100)
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON_S) as connection:
+        connection.sendall(b"this is no HTTP\r\n\r\n")
+        assert b" 400 " in connection.recv(100)
+    page = site.ask("GET", "/metrics").text
+    assert "METHOD" not in page
+    assert 'method="other",route="none",status="401"} 3.0' in page
+    assert all(len(line["message"]) < 300 for line in site.logged())  # all of it JSON
+
+
+def test_nobody_keeps_the_service_from_its_files(site: ServiceSite) -> None:
+    """Connections that say nothing are turned away before work finds no file any more."""
+    volume_id = site.create()
+    pid = site.service.process.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (200, 200))
+    with ExitStack() as open_ones:
+        for _ in range(300):
+            open_ones.enter_context(socket.create_connection(("127.0.0.1", site.service.port), SOON_S))
+        wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) > 140, SOON_S, "it to take them")
+        assert len(os.listdir(f"/proc/{pid}/fd")) < 180
+    wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) < 140, SOON_S, "it to let go of them")
+    site.extend(volume_id, 2)
+    assert site.wait(volume_id, "available")["size"] == 2
+
+
+def test_a_request_that_does_not_come_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_HEADER_S", 0.3)
+    monkeypatch.setattr(guard, "_BODY_S", 0.3)
+    made = server.make_server(
+        make_app(LocalHost("h", LocalOptions(), process.run), "0123456789abcdef", None, 100.0),
+        server.Identity(),
+    )
+    with server.listen("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # or asyncio leaves Nagle's algorithm on
+        thread = threading.Thread(target=server.serve, args=(made, listening))
+        thread.start()
+        try:
+            address = listening.getsockname()
+            for begun in (b"", b"GET /healthcheck HTTP/1.1\r\nHost: x"):
+                with socket.create_connection(address, timeout=SOON_S) as connection:
+                    connection.sendall(begun)
+                    assert connection.recv(100) == b""
+            with socket.create_connection(address, timeout=SOON_S) as connection:
+                connection.sendall(
+                    b"POST /v1/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+                    b"Authorization: Bearer 0123456789abcdef\r\n\r\n12"
+                )
+                said = connection.recv(1000)
+                assert b" 40" in said, said
+        finally:
+            made.should_exit = True
+            thread.join(SOON_S)
+    assert not thread.is_alive()
 
 
 def test_figures_and_a_request_id_over_both_services(site: ServiceSite) -> None:
@@ -120,6 +191,8 @@ def test_what_is_too_long_or_too_often(tmp_path: Path) -> None:
             headers={"Content-Type": "application/json"},
         )
         assert answer.status_code == 413
+        form = httpx.post(f"{site.endpoint}/volumes", data={"volume": "x"})
+        assert (form.status_code, "Content-Type: application/json" in form.text) == (400, True)
         codes = [site.ask("GET", "volumes").status_code for _ in range(12)]
         assert 429 in codes
         assert set(codes) == {200, 429}
@@ -253,7 +326,21 @@ def test_every_rule_can_be_enforced_and_the_sample_changes_nothing(tmp_path: Pat
 
 def test_a_policy_file_that_is_wrong_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
-    for text in ("- a\n", "a: [", '"volume:nothing": "!"', json.dumps({"volume:get": "role:admin or ("})):
+    for text, said in (
+        ("- a\n", "must be a table"),
+        ("a: [", "cannot be used"),
+        ('"volume:nothing": "!"', "there is no rule volume:nothing"),
+        (json.dumps({"volume:get": "role:admin or ("}), "the rule of volume:get makes no sense"),
+        ('"volume:get":\n', "the rule of volume:get makes no sense"),
+        ('"volume:get": "rule:nosuch"', "refers to a rule that is not there, or to itself"),
+        ('"volume:get": "rule:volume:get"', "refers to a rule that is not there, or to itself"),
+    ):
         file.write_text(text)
-        with pytest.raises(InvalidInput, match=r"policy file .*policy.yaml"):
+        with pytest.raises(InvalidInput, match=rf"policy file .*policy.yaml: {said}"):
             Policy(file)
+
+
+def test_a_rule_whose_server_cannot_be_asked_is_no(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text('"volume:get": "http://127.0.0.1:1/x"')
+    assert not Policy(file).allows("volume:get", Caller("c", "admin", PROJECT), PROJECT)

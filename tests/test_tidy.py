@@ -63,7 +63,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("api",),
     "httpx": ("api",),
     "pydantic": ("api",),
-    "asyncio": ("host.qmp", "api.volume.asked"),
+    "asyncio": ("host.qmp", "api.server", "api.volume.asked"),
     "threading": (
         "host.qmp",
         "host.limited",

@@ -166,6 +166,7 @@ class _Reading:
         top = self._options("", TopLevel, {k: v for k, v in self.document.items() if k == "state_dir"})
         policy = self._options("policy", Policy, self._table("policy", self.document.get("policy", {})))
         backends, hosts = self._backends(), self._hosts()
+        service, callers = self._service(), self._callers()
         self.state_dir = None if top is None else top.state_dir
         if top is None or policy is None:
             return None
@@ -175,8 +176,8 @@ class _Reading:
             policy,
             MappingProxyType(backends),
             MappingProxyType(hosts),
-            self._service(),
-            MappingProxyType(self._callers()),
+            service,
+            MappingProxyType(callers),
         )
 
     def _service(self) -> ServiceOptions | None:

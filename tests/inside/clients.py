@@ -103,6 +103,7 @@ def add_image(mebibytes: int) -> list[Any]:  # Any: as above
 
     import glance_store
     from glance_store._drivers.cinder import store as cinder
+    from oslo_concurrency import lockutils
     from oslo_config import cfg
 
     Path("/usr/local/bin").mkdir(parents=True, exist_ok=True)
@@ -116,12 +117,13 @@ def add_image(mebibytes: int) -> list[Any]:  # Any: as above
         ("cinder_do_extend_attached", True),
         ("cinder_endpoint_template", "https://storage:8776/v3/%(project_id)s"),
         ("cinder_ca_certificates_file", IDENTITY),
-        ("cinder_volume_type", "lvm"),
     ):
         conf.set_override(name, value, group="glance_store")
+    lockutils.set_defaults(lock_path="/run/lab/locks")
     store = cinder.Store(conf)
     store.configure()
-    store.configure_add()
+    # Not before: it would look for the type then, without anybody's token.
+    conf.set_override("cinder_volume_type", "lvm", group="glance_store")
     context = types.SimpleNamespace(
         user_id="glance",
         project_id=PROJECT,

@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from voldrivers.api import whole
 from voldrivers.api.agent import Agent
-from voldrivers.api.client import Pending, VolumeService
+from voldrivers.api.client import Pending, Shown, VolumeService
 from voldrivers.base import Host
-from voldrivers.errors import BackendError, InvalidSize, NotFound, NotSupported, VolDriverError
-from voldrivers.model import Attachment, Extend, Phase, Volume, utc_now
+from voldrivers.errors import BackendError, InvalidSize, InvalidState, NotFound, NotSupported, VolDriverError
+from voldrivers.model import Attachment, Extend, Phase, Volume, VolumeStatus, utc_now
 from voldrivers.process import holds_within
 from voldrivers.sizes import format_size
 
@@ -124,6 +124,7 @@ class Compute:
         """Let QEMU show the size to the guest."""
         attachment = self._attachment(server, Volume(volume_id, volume_id, "", 0))
         shown = self._service.volume(volume_id)
+        _check_wanted(shown, attachment, new_size_bytes)
         pending = shown.pending if order.extend_id is None else None
         wanted = Pending(
             new_size_bytes,
@@ -238,6 +239,19 @@ class Compute:
 
 def _wanted(server: str, volume_id: str) -> Attachment:
     return Attachment("", volume_id, "", server)
+
+
+def _check_wanted(shown: Shown, attachment: Attachment, new_size_bytes: int) -> None:
+    """Refuse to grow a file beyond what its records say, or wait for. Raises InvalidState.
+
+    A device cannot become larger by this. A service that says `extending` and not how far is believed.
+    """
+    if shown.volume.status is VolumeStatus.EXTENDING and shown.pending is None:
+        return
+    known_bytes = shown.pending.new_size_bytes if shown.pending else shown.volume.size_bytes
+    if _is_file(attachment) and new_size_bytes > known_bytes:
+        state = f"{shown.volume.status}, to be {format_size(known_bytes)}"
+        raise InvalidState(shown.volume.title, state, f"extending to {format_size(new_size_bytes)}")
 
 
 def _sensible(volume: Volume, pending: Pending | None) -> Pending:

@@ -7,12 +7,17 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+import anyio
+
 from voldrivers.api import tracing
 from voldrivers.api.access import Caller, Door, is_loopback
 from voldrivers.api.figures import Figures
 
 _log = logging.getLogger(__name__)
 _TOO_MANY_CALLERS = 1000
+#: The whole body of a request must have come by then.
+_BODY_S = 60.0
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Scope = MutableMapping[str, Any]  # Any: as ASGI has it
 Message = MutableMapping[str, Any]  # Any: as ASGI has it
@@ -66,11 +71,12 @@ class Guard:
         scope["caller"] = caller
         if self.door.is_open and not _is_here(headers.get("host", "")):
             return 403, "without tokens only this machine is answered, by a name of its own in Host"
-        if caller is None and scope["path"] not in self.open_paths:
-            _log.warning("a request from %s: the token is missing or wrong", (scope.get("client") or "?")[0])
-            return 401, "the token is missing or wrong"
-        if not self.rate.allows(caller.name if caller else (scope.get("client") or "?")[0]):
+        who = caller.name if caller else (scope.get("client") or "?")[0]
+        if not self.rate.allows(who):
             return 429, "too many requests in a second"
+        if caller is None and scope["path"] not in self.open_paths:
+            _log.warning("a request from %s: the token is missing or wrong", who)
+            return 401, "the token is missing or wrong"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdecimal():
             return 400, "the length of the request makes no sense"
@@ -80,11 +86,12 @@ class Guard:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self.figures.requests.labels(scope["method"], route, str(status)).inc()
-        self.figures.request_seconds.labels(scope["method"], route).observe(seconds)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.figures.requests.labels(method, route, str(status)).inc()
+        self.figures.request_seconds.labels(method, route).observe(seconds)
         caller: Caller | None = scope.get("caller")
         who = caller.name if caller else "nobody"
-        _log.info("%s %.200r by %s: %s in %.3f s", scope["method"], scope["path"], who, status, seconds)
+        _log.info("%s %.200r by %s: %s in %.3f s", method, scope["path"], who, status, seconds)
 
 
 def _is_here(host: str) -> bool:
@@ -145,12 +152,23 @@ class _Limited:
 
     def __init__(self, receive: Receive, longest: int, noted: _Noted, fault: Fault) -> None:
         self._receive, self._left, self._noted, self._fault = receive, longest, noted, fault
+        self._until, self._is_whole = anyio.current_time() + _BODY_S, False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        if self._is_whole:  # what comes now is the end of the connection, in its own time
+            return await self._receive()
+        message: Message | None = None
+        with anyio.move_on_after(self._until - anyio.current_time()):
+            message = await self._receive()
+        if message is None:
+            return await self._refused(408, "the request did not come to its end in time")
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            if not self._noted.has_begun:
-                await self._noted.refuse(413, "the request is too long", self._fault)
-            return {"type": "http.disconnect"}
+            return await self._refused(413, "the request is too long")
+        self._is_whole = not message.get("more_body", False)
         return message
+
+    async def _refused(self, status: int, reason: str) -> Message:
+        if not self._noted.has_begun:
+            await self._noted.refuse(status, reason, self._fault)
+        return {"type": "http.disconnect"}

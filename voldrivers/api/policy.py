@@ -1,5 +1,6 @@
 """What which role may do: oslo.policy with the field's rule names, and a file that an operator can edit."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from oslo_policy import policy
 
 from voldrivers.api.access import Caller
 from voldrivers.errors import InvalidInput
+
+_log = logging.getLogger(__name__)
 
 _ADMIN = "role:admin"
 _MEMBER = "rule:admin_api or (role:member and project_id:%(project_id)s)"
@@ -44,6 +47,7 @@ RULES: Mapping[str, tuple[str, str]] = {
     "scheduler_extension:scheduler_stats:get_pools": (_ADMIN, "list pools"),
     "volume_extension:volume_admin_actions:reset_status": (_ADMIN, "reset a status"),
     "volume_extension:volume_admin_actions:extend_volume_completion": (_ADMIN, "complete an extend"),
+    "voldrivers:attach": (_ADMIN, "have the service attach a volume to a host or an instance, any of them"),
     "voldrivers:ledger": (_READER, "see the size of every layer of a volume"),
     "voldrivers:retry": (_MEMBER, "go on with a failed extend"),
     "voldrivers:repair": (_MEMBER, "bring every layer of a volume to its size"),
@@ -69,8 +73,9 @@ class Policy:
                 file.read_text()
             self._enforcer.load_rules(force_reload=True)
             unknown = set(self._enforcer.file_rules) - set(RULES)
-        except (OSError, ValueError, AttributeError, policy.InvalidRuleDefault, cfg.Error) as error:
-            # AttributeError: of oslo.policy, for a file that is no table
+        except AttributeError as error:  # of oslo.policy, for a file that is no table
+            raise InvalidInput(f"policy file {file}", "must be a table of rules") from error
+        except (OSError, ValueError, policy.InvalidRuleDefault, cfg.Error) as error:
             raise InvalidInput(f"policy file {file}", f"cannot be used: {error}") from error
         wrong = [name for name, rule in self._enforcer.file_rules.items() if _is_misread(rule)]
         if wrong:
@@ -78,18 +83,29 @@ class Policy:
         if unknown:
             known = "voldrivers serve --print-policy shows those that there are"
             raise InvalidInput(f"policy file {file}", f"there is no rule {sorted(unknown)[0]}; {known}")
+        try:
+            self._enforcer.check_rules(raise_on_violation=True)
+        except policy.InvalidDefinitionError as error:
+            reason = f"refers to a rule that is not there, or to itself: {error}"
+            raise InvalidInput(f"policy file {file}", reason) from error
 
     def allows(self, rule: str, caller: Caller, project: str) -> bool:
         """Tell whether a caller may do it in a project."""
         who = {"user_id": caller.name, "roles": list(caller.roles), "project_id": caller.project or project}
-        return bool(self._enforcer.enforce(rule, {"project_id": project}, who))
+        try:
+            return bool(self._enforcer.enforce(rule, {"project_id": project}, who))
+        except OSError as error:  # of an `http:` rule whose server cannot be asked
+            _log.warning("rule %s cannot be looked up, so it is no: %s", rule, error)
+            return False
 
 
 def _is_misread(rule: policy.RuleDefault) -> bool:
-    """Tell whether oslo.policy made "nobody" of what it could not read; it only logs that."""
+    """Tell whether oslo.policy made "nobody" or "everybody" of what it could not read; it only logs that."""
+    if not isinstance(rule.check_str, str):
+        return True
     return str(rule.check) == "!" and rule.check_str.strip() != "!"
 
 
 def sample() -> list[str]:
     """Give the lines of a policy file in which every rule is as it would be without one."""
-    return [f'# {what}\n#"{name}": "{rule}"' for name, (rule, what) in RULES.items()]
+    return [line for name, (rule, what) in RULES.items() for line in (f"# {what}", f'#"{name}": "{rule}"')]

@@ -252,6 +252,10 @@ class RemoteHost(Host, Layers):
             raise HostUnreachable(self._title, state, "up, with its agent", host=self.name) from error
         except httpx.HTTPError as error:
             reason = f"no answer: {str(error) or type(error).__name__}"
+            if isinstance(error, _BROKEN) and self.options.url.startswith("https:"):
+                reason += (
+                    "; so ends, too, who shows an agent no certificate that its client_ca_file vouches for"
+                )
             if name in wire.ACTS:
                 raise OutcomeUnknown(f"{name} at {self._title}", reason) from error
             raise HostUnreachable(self._title, f"not answering ({reason})", "up", host=self.name) from error

@@ -116,6 +116,11 @@ class Served:
         rows = self._ask("GET", f"volumes/{self.volume(name).id}/ledger")["ledger"]
         return tuple(map(_ROW.validate_python, rows))
 
+    def stopped(self, volume: Volume) -> tuple[Attachment, ...]:
+        """The attachments of a volume whose instances are proved to have stopped."""
+        ended = self._ask("GET", f"volumes/{volume.id}/ledger").get("stopped", ())
+        return tuple(each for each in volume.attachments if each.id in ended)
+
     # --- acting
 
     def create_volume(

@@ -1,11 +1,16 @@
 """Serving an application over HTTP until a signal comes."""
 
+import asyncio
+import errno
+import os
+import resource
 import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from voldrivers.api.access import is_loopback
 from voldrivers.api.guard import App
@@ -14,6 +19,52 @@ from voldrivers.errors import InvalidInput
 #: What is under way when a signal comes may take so long to end.
 _GRACE_S = 120
 _QUEUED = 128
+#: A request's header, and the TLS handshake before it, must have come by then.
+_HEADER_S = 20.0
+#: Connections may take so many files, so that programs, records and locks find some.
+_MOST_FILES = 800
+
+
+class _Listener(socket.socket):
+    """Turns newcomers away while connections take so many files that work would find none."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        """Take a connection. Raises ConnectionAbortedError, which a server takes as one that has gone."""
+        connected, address = super().accept()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(os.listdir("/proc/self/fd")) > min(_MOST_FILES, soft * 3 // 4):
+            connected.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "too many connections")
+        return connected, address
+
+
+class _Connection(H11Protocol):
+    """Closes a connection whose request does not begin in time; its body is the guard's."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEADER_S, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -28,9 +79,17 @@ def parse_address(text: str) -> tuple[str, int]:
 def listen(address: str, port: int) -> socket.socket:
     """Take an address, so that whoever asks after this is answered. Raises InvalidInput."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # With its protocol: without it asyncio leaves Nagle's algorithm on, and each answer waits for 40 ms.
+    listening = _Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((address, port), family=family, backlog=_QUEUED)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((address, port))
+        listening.listen(_QUEUED)
+        return listening
     except (OSError, ValueError) as error:  # ValueError: no name of a host (encodings.idna), a NUL in it
+        listening.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidInput(f"address {address}, port {port}", f"cannot be listened on: {reason}") from error
 
@@ -67,6 +126,8 @@ def make_server(app: App, identity: Identity) -> uvicorn.Server:
         raise InvalidInput(f"client_ca_file {client_ca}", "needs a certificate of our own")
     config = uvicorn.Config(
         app,
+        http=_Connection,
+        log_config=None,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE_S,

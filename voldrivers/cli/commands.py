@@ -13,8 +13,7 @@ from voldrivers.config import AgentConfig
 from voldrivers.errors import InvalidInput, InvalidSize, VolDriverError
 from voldrivers.extend.admission import Plan
 from voldrivers.extend.database import check_directory
-from voldrivers.extend.engine import Engine
-from voldrivers.model import Attachment, Extend, InstanceState, Volume
+from voldrivers.model import Extend, Volume
 from voldrivers.sizes import format_size, parse_size
 
 
@@ -208,7 +207,7 @@ def doctor(args: Namespace) -> int:
     with working(args) as engine:
         ledger = engine.repair(args.volume) if args.repair else engine.ledger(args.volume)
         volume = engine.volume(args.volume)
-        stopped = [each for each in volume.attachments if _has_stopped(engine, each)]
+        stopped = engine.stopped(volume)
     settled = texts.is_steady(volume) and not any(row.stale for row in ledger)
     document = documents.ledger(volume, ledger, stopped, settled=settled)
     _say(args, texts.ledger(volume, ledger, stopped), document)
@@ -260,17 +259,6 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "capabilities": capabilities,
     "check_config": check_config,
 }
-
-
-def _has_stopped(engine: Engine, attachment: Attachment) -> bool:
-    """Tell whether the instance is proved to have stopped; a host that is missing has a row that says so."""
-    if attachment.instance is None:
-        return False
-    try:
-        host = engine.site.hosts.get(attachment.host)
-        return host is not None and host.instance_state(attachment) is InstanceState.STOPPED
-    except VolDriverError:  # of a volume service, which tells no states of instances, too
-        return False
 
 
 def _with_files_checked(checked: registry.Checked) -> registry.Checked:

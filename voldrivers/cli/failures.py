@@ -127,4 +127,6 @@ def _hint(error: VolDriverError) -> str:
     # A volume that is not on its backend or not at its host (`where`) is in the list all the same.
     if isinstance(error, NotFound) and error.kind in LISTED and not (error.kind == "volume" and error.where):
         return LISTED[error.kind]
+    if isinstance(error, HostUnreachable) and not error.host:
+        return "start it, or look at the address, its port and whether it speaks TLS"
     return next(HINTS[kind] for kind in type(error).__mro__ if kind in HINTS)

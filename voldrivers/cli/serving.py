@@ -3,6 +3,7 @@
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from voldrivers import registry
 from voldrivers.api import server, tracing, wire
@@ -57,17 +58,21 @@ def check(config: Config | AgentConfig) -> Iterator[VolDriverError]:
         return
     else:
         options, service = config.service, config.service
-        looks = [lambda: _door(config), lambda: Policy(service.policy_file)]
+        looks = [partial(wire.read_token, each.token_file) for each in config.callers.values()]
+        looks += [lambda: _door(config), lambda: Policy(service.policy_file)]
     is_agent = isinstance(config, AgentConfig)
     table = f"{config.path}: {'[agent]' if is_agent else '[service]'}"
     has_tokens = isinstance(config, AgentConfig) or bool(config.callers)
     looks.append(lambda: server.make_server(_nothing, _identity(options)))
     looks.append(lambda: _where(options, table, has_tokens=has_tokens))
+    told: set[str] = set()
     for look in looks:
         try:
             look()
         except VolDriverError as error:
-            yield error
+            if str(error) not in told:
+                told.add(str(error))
+                yield error
 
 
 def _serve(
@@ -122,9 +127,8 @@ def _log_to_stderr() -> None:
     """Write one JSON object a line: what was refused, with -v what was done, with -vv every program run."""
     handler = logging.StreamHandler()
     handler.setFormatter(tracing.JSONLines())
-    logger = logging.getLogger("voldrivers")
-    logger.handlers = [handler]
-    logger.propagate = False
+    logging.getLogger().handlers = [handler]  # of the libraries, too
+    logging.getLogger("voldrivers").handlers = []
 
 
 async def _nothing(_scope: object, _receive: object, _send: object) -> None:

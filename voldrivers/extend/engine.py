@@ -86,6 +86,10 @@ class Engine:
         expected_bytes = extend.to_bytes if extend and behind else volume.size_bytes
         return ledger(volume, self.site.driver(volume), self.site.hosts, expected_bytes)
 
+    def stopped(self, volume: Volume) -> tuple[Attachment, ...]:
+        """The attachments of a volume whose instances are proved to have stopped."""
+        return tuple(each for each in volume.attachments if self.site.has_stopped(each))
+
     def plan(self, name: str, size_bytes: int) -> admission.Plan:
         """What an extend would do; raises what it would raise at admission. Changes nothing."""
         return self._plan(self.store.volume(name), size_bytes)

@@ -6,22 +6,13 @@ from dataclasses import dataclass, replace
 from voldrivers.errors import InvalidState, VolDriverError
 from voldrivers.extend import lifecycle, snapshots
 from voldrivers.extend.carrying import carry, was_cancelled
-from voldrivers.extend.site import Site
-from voldrivers.model import UNFINISHED, Phase, SnapshotStatus, Volume, VolumeStatus
+from voldrivers.extend.site import Site, is_settled
+from voldrivers.model import Phase, SnapshotStatus, Volume, VolumeStatus
 from voldrivers.process import end_orphans
 from voldrivers.sizes import format_size
 
 #: Programs of a process that was killed may take so long to end; then they are ended.
 ORPHAN_S = 30.0
-#: Those that follow from the attachments have nothing under way by themselves.
-_STEADY = (
-    VolumeStatus.AVAILABLE,
-    VolumeStatus.IN_USE,
-    VolumeStatus.ERROR_EXTENDING,
-    VolumeStatus.RESERVED,
-    VolumeStatus.ATTACHING,
-    VolumeStatus.DETACHING,
-)
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,7 @@ class Resumed:
 
 def under_way(volume: Volume) -> bool:
     """Tell whether something was begun with a volume and has not ended."""
-    unsettled = any(a.state in UNFINISHED for a in volume.attachments)
-    return volume.status not in _STEADY or unsettled or bool(_unfinished(volume))
+    return not is_settled(volume)
 
 
 def resumed(site: Site, seen: Volume) -> Resumed:

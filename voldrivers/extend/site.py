@@ -11,13 +11,30 @@ from typing import TypeVar
 
 from voldrivers.base import Driver, Drivers, Host, Hosts, Sleep
 from voldrivers.config import Policy
-from voldrivers.errors import InvalidInput, InvalidState, NotFound
+from voldrivers.errors import InvalidInput, InvalidState, NotFound, VolDriverError
 from voldrivers.extend.store import Store
-from voldrivers.locks import exclusive
-from voldrivers.model import SnapshotStatus, Volume, VolumeStatus, utc_now
+from voldrivers.locks import exclusive, in_turn
+from voldrivers.model import (
+    UNFINISHED,
+    Attachment,
+    InstanceState,
+    SnapshotStatus,
+    Volume,
+    VolumeStatus,
+    utc_now,
+)
 from voldrivers.process import marked
 
 Thing = TypeVar("Thing")
+#: Those that follow from the attachments have nothing under way by themselves.
+_STEADY = (
+    VolumeStatus.AVAILABLE,
+    VolumeStatus.IN_USE,
+    VolumeStatus.ERROR_EXTENDING,
+    VolumeStatus.RESERVED,
+    VolumeStatus.ATTACHING,
+    VolumeStatus.DETACHING,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class Site:
     progress: Callable[[Progress], None] = no_progress
     now: Callable[[], datetime] = utc_now
     sleep: Sleep = time.sleep
+    #: So long a lock is waited for that should be free.
+    patience_s: float = 0.0
     #: Draws the ids of volumes, snapshots and attachments.
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
@@ -59,6 +78,16 @@ class Site:
     def host(self, name: str | None) -> Host:
         """A host by name, or the only one. Raises NotFound, InvalidInput."""
         return _named(self.hosts, name, "host")
+
+    def has_stopped(self, attachment: Attachment) -> bool:
+        """Tell whether an attachment's instance is proved to have stopped."""
+        host = self.hosts.get(attachment.host)
+        if attachment.instance is None or host is None:
+            return False
+        try:
+            return host.instance_state(attachment) is InstanceState.STOPPED
+        except VolDriverError:
+            return False
 
     def expiry(self) -> datetime:
         """When an extend that is admitted or resumed now is over."""
@@ -80,8 +109,13 @@ class Site:
 
     @contextmanager
     def exclusively(self, volume: Volume) -> Iterator[None]:
-        """Hold a volume's lock; programs started meanwhile are marked as working on it."""
-        with exclusive(self.lock_dir, f"volume-{volume.id}", volume.title), marked(volume.id):
+        """Hold a volume's lock; programs started meanwhile are marked as working on it.
+
+        Whoever holds it while nothing is under way is about to let go of it, or only looks: that is worth
+        `patience_s`.
+        """
+        wait_s = self.patience_s if is_settled(volume) else 0.0
+        with in_turn(self.lock_dir, f"volume-{volume.id}", volume.title, wait_s), marked(volume.id):
             yield
 
 
@@ -105,6 +139,13 @@ class Loaded(Mapping[str, Thing]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def is_settled(volume: Volume) -> bool:
+    """Tell whether nothing that was begun with a volume is left to be ended."""
+    unsettled = any(a.state in UNFINISHED for a in volume.attachments)
+    unfinished = any(each.status is not SnapshotStatus.AVAILABLE for each in volume.snapshots)
+    return volume.status in _STEADY and not unsettled and not unfinished
 
 
 def expect(volume: Volume, *allowed: VolumeStatus) -> None:

@@ -33,13 +33,14 @@ async def act(asked: Question, volume_id: str, body: bodies.VolumeAction) -> Non
 
 @router.get("/volumes/{volume_id}/ledger")
 async def ledger(asked: Question, volume_id: str) -> views.View:
-    """Show the size ledger of a volume, every layer read now."""
+    """Show the size ledger of a volume, every layer read now, and whose instances have stopped."""
 
-    def look(engine: Engine) -> list[views.View]:
+    def look(engine: Engine) -> views.View:
         volume, _ = asked.found(engine, volume_id, "voldrivers:ledger")
-        return [views.row(each) for each in engine.ledger(volume.id)]
+        rows = [views.row(each) for each in engine.ledger(volume.id)]
+        return {"ledger": rows, "stopped": [each.id for each in engine.stopped(volume)]}
 
-    return {"ledger": await asked.act_whole(look)}
+    return await asked.act_whole(look)
 
 
 async def _extend(asked: Asked, volume_id: str, wanted: bodies.Extend) -> None:

@@ -27,6 +27,7 @@ async def create(asked: Question, body: bodies.CreateAttachment) -> views.View:
     def work(engine: Engine) -> Attachment:
         volume, _ = asked.found(engine, wanted.volume_uuid, "volume:attachment_create")
         if wanted.host is not None:
+            asked.must("voldrivers:attach")
             return engine.attach(volume.id, wanted.host, wanted.instance_uuid)
         read_only = wanted.mode == "ro"
         return _created(engine, volume, wanted.instance_uuid, wanted.connector, read_only=read_only)

@@ -53,6 +53,8 @@ class Body(BaseModel):
     @classmethod
     def _is_utf8(cls, given: object) -> object:
         """Refuse half of a surrogate pair, which JSON can hold and no file name and no record can."""
+        if isinstance(given, bytes):
+            raise ValueError("must be JSON, sent with the header Content-Type: application/json")
         try:
             json.dumps(given, ensure_ascii=False).encode()
         except (UnicodeEncodeError, TypeError) as error:

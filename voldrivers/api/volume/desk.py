@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 #: So many operations at once; more wait for their turn, and their clients for an answer.
 _AT_ONCE = 64
 _LOOKS = 16
+#: Whoever ends an operation has its result on disk a moment before it lets go of the volume.
+_PATIENCE_S = 5.0
 #: What was left under way is looked for again so often.
 RESUME_S = 20.0
 
@@ -130,6 +132,7 @@ class Desk:
         engine: Engine | None = getattr(self._mine, "engine", None)
         if engine is None:
             engine = self._mine.engine = Engine.open(self._config, self._progressed)
+            engine.site = replace(engine.site, patience_s=_PATIENCE_S)
         return engine
 
     def _progressed(self, progress: Progress) -> None:
