@@ -1,9 +1,11 @@
 """Lies about volumes that come and go."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from liars.liar import lying_driver
-from voldrivers.memory import MemoryDriver
+from voldrivers.base import Run
+from voldrivers.errors import NotFound
+from voldrivers.memory import MemoryArray, MemoryDriver
 from voldrivers.model import Volume
 
 
@@ -28,18 +30,20 @@ class Greedy(MemoryDriver):
 
 
 class Forgetful(MemoryDriver):
-    """Knows the volumes only that it has made itself since it was started."""
+    """Knows only the volumes that it has made itself since it was started."""
+
+    def __init__(self, name: str, options: Any, run: Run, array: MemoryArray | None = None) -> None:
+        super().__init__(name, options, run, array)
+        self.made: set[str] = set()
 
     def create_volume(self, volume: Volume, options: object) -> str:
-        self.made = {*getattr(self, "made", ()), volume.id}
+        self.made.add(volume.id)
         return super().create_volume(volume, options)
 
-    def list_volumes(self) -> tuple[str, ...]:
-        return tuple(each for each in super().list_volumes() if each in getattr(self, "made", ()))
-
     def volume_size(self, volume: Volume) -> int:
-        self.made = {*getattr(self, "made", ())}
-        return super().volume_size(volume) if volume.id in self.made else volume.size_bytes + 1
+        if volume.id not in self.made:
+            raise NotFound("volume", volume.name)
+        return super().volume_size(volume)
 
 
 class Short(MemoryDriver):

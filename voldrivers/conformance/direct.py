@@ -1,5 +1,6 @@
 """Calls of the driver past the engine: what the engine would never ask for, or would set right."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -9,6 +10,8 @@ from voldrivers.conformance.verdicts import expect
 from voldrivers.errors import OutcomeUnknown, VolDriverError
 from voldrivers.model import ConnectionInfo, Connector, Volume
 from voldrivers.options import read_options
+
+_SECRET = re.compile(r"passw|passphrase|secret|token|private|api_?key", re.IGNORECASE)
 
 
 def options(bench: Bench) -> object:
@@ -67,3 +70,9 @@ def lost_answer(bench: Bench, method: str, error: VolDriverError | None = None) 
     with bench.watch.struck(strike), suppress(type(error)):
         yield
     expect(struck, "I9", f"{method} was not called")
+
+
+def secrets(bench: Bench, info: ConnectionInfo | None) -> set[str]:
+    """Name what nobody may see: secrets among the driver's options, and those that a host logs in with."""
+    given = {**bench.subject.options, **(info.properties if info else {})}
+    return {str(value) for name, value in given.items() if value and _SECRET.search(name)}

@@ -2,17 +2,15 @@
 
 import inspect
 import pickle
-import re
 from dataclasses import fields
 
 from voldrivers.capabilities import Capabilities, Condition
+from voldrivers.conformance import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.options import explain
 from voldrivers.sizes import LARGEST_BYTES, SizeRule
-
-_SECRET = re.compile(r"passw|passphrase|secret|token|private|api_?key", re.IGNORECASE)
 
 
 @check(
@@ -90,8 +88,7 @@ def no_secrets(bench: Bench) -> None:
         expect(copied == thing, "I9", "another process would get something else", thing=thing)
     volume = bench.create()
     info = bench.attach(volume, instance=False).connection_info
-    given = {**bench.subject.options, **(info.properties if info else {})}
-    secrets = {str(value) for name, value in given.items() if value and _SECRET.search(name)}
+    secrets = direct.secrets(bench, info)
     for where, text in _shown(bench, volume.id, info).items():
         expect(not any(secret in text for secret in secrets), "I11", f"a secret is in {where}")
 
