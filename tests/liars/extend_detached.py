@@ -61,7 +61,8 @@ class MappedDriver(FromBirth):
 
     def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
         info = super().initialize_connection(volume, connector)
-        return replace(info, properties={**info.properties, "size": volume.provider_data})
+        size_text = volume.provider_data if volume.provider_data.isdigit() else str(volume.size_bytes)
+        return replace(info, properties={**info.properties, "size": size_text})
 
 
 class MappedHost(MemoryHost):

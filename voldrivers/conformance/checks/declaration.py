@@ -31,7 +31,9 @@ def declares(bench: Bench) -> None:
         expect(said, "I9", "a condition does not say when it holds", found=condition)
 
 
-@check("DEC-003", "the sizes that the rule gives keep to its own granularity, minimum and maximum", smoke=True)
+@check(
+    "DEC-003", "the sizes that the rule gives keep to its own granularity, minimum and maximum", smoke=True
+)
 def size_rule(bench: Bench) -> None:
     """Ask the rule for its smallest and its largest size, and beyond both."""
     rule, granule = bench.rule, bench.granule

@@ -20,6 +20,7 @@ def grows(bench: Bench) -> None:
         volume = bench.create()
         bench.extend(volume, volume.size_bytes + more_bytes)
         bench.check_agreed(volume, bench.rule.round_up(volume.size_bytes + more_bytes))
+        bench.engine.delete_volume(volume.id)
 
 
 @check("EXO-002", "an extend keeps every byte, and what is new reads as zeros and can be written", smoke=True)

@@ -82,22 +82,22 @@ def strange_names(bench: Bench) -> None:
     begin = bench.name()
     long, wide = begin.ljust(127, "x"), begin.ljust(127, "\N{CJK UNIFIED IDEOGRAPH-5377}")
     names = (f"{long}a", f"{long}b", f"{wide}1", f"{wide}2", f"{begin}=A", f"{begin}=a", f"{begin}..@b+c:d")
+    sizes = [bench.rule.round_up(1) + number % 2 * bench.granule for number in range(len(names))]
     volumes = [
-        bench.engine.create_volume(name, bench.small + number * bench.step)
-        for number, name in enumerate(names)
+        bench.engine.create_volume(name, size_bytes) for name, size_bytes in zip(names, sizes, strict=True)
     ]
     _check_apart(bench, volumes)
 
 
 @check("LIF-006", "volumes whose names and ids begin with those of others are kept apart")
 def prefixes(bench: Bench) -> None:
-    """Create volumes named as a volume and more; delete the one with the shortest name; look at the others."""
+    """Create volumes named as a volume and more; extend and delete the shortest; look at the others."""
     name, begin = bench.name(), bench.new_id()[:16]
     volumes = []
     for number, end in enumerate(("", "0", "-1", "_x")):
         bench.ids = [f"{begin}{end}"]
-        size_bytes = bench.small + number * bench.step
-        volumes.append(bench.engine.create_volume(f"{name}{end}", bench.rule.round_up(size_bytes)))
+        size_bytes = bench.rule.round_up(1) + number * bench.granule
+        volumes.append(bench.engine.create_volume(f"{name}{end}", size_bytes))
     bench.extend(volumes[0], volumes[0].size_bytes + bench.step)
     _check_apart(bench, [bench.now(volume) for volume in volumes])
 

@@ -68,9 +68,7 @@ def actual(bench: Bench) -> None:
     for believed in (volume.size_bytes + bench.step, bench.granule):
         records = replace(volume, size_bytes=believed, backend_bytes=believed)
         read = bench.driver.volume_size(records)
-        expect(
-            read == volume.size_bytes, "I1", "it repeats the records", records=believed, read=read
-        )
+        expect(read == volume.size_bytes, "I1", "it repeats the records", records=believed, read=read)
 
 
 @check(
@@ -110,7 +108,9 @@ def rule_holds(bench: Bench) -> None:
         expect(rounded >= size_bytes, "I3", "it rounds down", **seen)
         expect(rounded >= last, "I3", "more was asked for, and less given", **seen, before=last)
         expect(rule.round_up(rounded) == rounded, "I3", "its own size is rounded again", **seen)
-        expect(rounded - max(size_bytes, rule.minimum_bytes) < rule.granularity_bytes, "I3", "too large", **seen)
+        expect(
+            rounded - max(size_bytes, rule.minimum_bytes) < rule.granularity_bytes, "I3", "too large", **seen
+        )
         last = rounded
 
 
