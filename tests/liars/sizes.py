@@ -54,6 +54,9 @@ class HalfMade(MemoryDriver):
 class FillsUp(MemoryDriver):
     """Extends as far as there is room, and says only then that there was not enough."""
 
+    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
+        self.volume_size(volume)
+
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
         room = self.volume_size(volume) + self.array.free_bytes
         if room < new_size_bytes:

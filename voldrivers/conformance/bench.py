@@ -143,15 +143,20 @@ class Bench:
     @contextmanager
     def vast(self, size_bytes: int) -> Iterator["Bench"]:
         """Give a bench where volumes may take so much: this one, or one of its own. Raises NotRun."""
-        if self.subject.max_bytes >= size_bytes:
+        if self.room_bytes >= size_bytes:
             yield self
         elif self.subject.vast is None:
-            raise NotRun(f"volumes may take {self.subject.max_bytes} bytes, {size_bytes} are needed")
+            raise NotRun(f"volumes may take {self.room_bytes} bytes, {size_bytes} are needed")
         else:
             directory = self.directory / "vast"
             directory.mkdir()
             with Bench(self.subject.vast(), directory, self.run_id) as bench:
                 yield bench
+
+    @property
+    def room_bytes(self) -> int:
+        """How much volumes may take: what the operator allows, and the pool has."""
+        return min(self.subject.max_bytes, self.driver.pool().free_bytes)
 
     # --- acting as an operator
 
