@@ -1,7 +1,11 @@
 """Lies about volumes that come and go."""
 
+from typing import Any, ClassVar
+
 from liars.liar import lying_driver
-from voldrivers.memory import MemoryDriver
+from voldrivers.base import Run
+from voldrivers.errors import NotFound
+from voldrivers.memory import MemoryArray, MemoryDriver
 from voldrivers.model import Volume
 
 
@@ -18,4 +22,77 @@ class Leaky(MemoryDriver):
         return tuple(each for each in super().list_volumes() if not each.startswith("trash-"))
 
 
-LIARS = [lying_driver(Leaky, "LIF-002")]
+class Greedy(MemoryDriver):
+    """Lists objects of others as its volumes."""
+
+    def list_volumes(self) -> tuple[str, ...]:
+        return (*super().list_volumes(), *self.array.foreign)
+
+
+class Forgetful(MemoryDriver):
+    """Knows only the volumes that it has made itself since it was started."""
+
+    def __init__(self, name: str, options: Any, run: Run, array: MemoryArray | None = None) -> None:
+        super().__init__(name, options, run, array)
+        self.made: set[str] = set()
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        self.made.add(volume.id)
+        return super().create_volume(volume, options)
+
+    def volume_size(self, volume: Volume) -> int:
+        if volume.id not in self.made:
+            raise NotFound("volume", volume.name)
+        return super().volume_size(volume)
+
+
+class Short(MemoryDriver):
+    """Names objects by the first 63 characters of the volume's name, and takes one that is there."""
+
+    names: ClassVar[dict[str, str]] = {}
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        taken = {self.names[each] for each in self.array.sizes if each in self.names}
+        if (name := volume.name[:63]) not in taken:
+            super().create_volume(volume, options)
+            self.names[volume.id] = name
+        return ""
+
+
+class Prefixed(MemoryDriver):
+    """Deletes whatever begins with the volume's id."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        super().delete_volume(volume)
+        for other in [each for each in self.array.sizes if each.startswith(volume.id)]:
+            self.array.remove(other)
+
+
+class Undeleted(MemoryDriver):
+    """Leaves what was written to a deleted volume where the next one of that name finds it."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        written = self.array.written.get(volume.id)
+        super().delete_volume(volume)
+        if written is not None:
+            self.array.written[volume.id] = written
+
+
+class Formatting(MemoryDriver):
+    """Empties what it takes over."""
+
+    def manage_existing(self, volume: Volume, reference: str, options: object) -> str:
+        provider_data = super().manage_existing(volume, reference, options)
+        self.array.written.pop(volume.id, None)
+        return provider_data
+
+
+LIARS = [
+    lying_driver(Leaky, "LIF-002"),
+    lying_driver(Greedy, "LIF-003"),
+    lying_driver(Forgetful, "LIF-004"),
+    lying_driver(Short, "LIF-005"),
+    lying_driver(Prefixed, "LIF-006"),
+    lying_driver(Undeleted, "LIF-008"),
+    lying_driver(Formatting, "LIF-009"),
+]

@@ -44,6 +44,8 @@ class Bench:
         self.run_id = run_id or secrets.token_hex(4)
         self.watch = Watch(self.is_ours)
         self.stamps: dict[str, Stamps] = {}
+        #: Ids that are drawn next, instead of new ones.
+        self.ids: list[str] = []
         self._engines: list[Engine] = []
         self._numbers = 0
         self.engine = self.open()
@@ -112,7 +114,7 @@ class Bench:
 
     def new_id(self) -> str:
         """Draw an id that begins with the run's: nothing else is ever touched."""
-        return f"{self.run_id}{str(uuid.uuid4())[8:]}"
+        return self.ids.pop(0) if self.ids else f"{self.run_id}{str(uuid.uuid4())[8:]}"
 
     def is_ours(self, thing_id: str) -> bool:
         """Tell whether something was made by this run."""
@@ -137,6 +139,24 @@ class Bench:
     def step(self) -> int:
         """By how much volumes are extended: whole granules, and enough to see."""
         return self.rule.round_up(max(self.granule, MiB // 4))
+
+    @contextmanager
+    def vast(self, size_bytes: int) -> Iterator["Bench"]:
+        """Give a bench where volumes may take so much: this one, or one of its own. Raises NotRun."""
+        if self.room_bytes >= size_bytes:
+            yield self
+        elif self.subject.vast is None:
+            raise NotRun(f"volumes may take {self.room_bytes} bytes, {size_bytes} are needed")
+        else:
+            directory = self.directory / "vast"
+            directory.mkdir()
+            with Bench(self.subject.vast(), directory, self.run_id) as bench:
+                yield bench
+
+    @property
+    def room_bytes(self) -> int:
+        """How much volumes may take: what the operator allows, and the pool has."""
+        return min(self.subject.max_bytes, self.driver.pool().free_bytes)
 
     # --- acting as an operator
 

@@ -9,10 +9,11 @@ from voldrivers.conformance.subject import Oracle, Place, Subject
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
 from voldrivers.model import Attachment, Volume, utc_now
-from voldrivers.sizes import MiB
+from voldrivers.sizes import MiB, TiB
 
 #: So small that it gets full.
 CAPACITY_BYTES = 256 * MiB
+_VAST_BYTES = 64 * TiB
 
 
 @dataclass
@@ -112,6 +113,7 @@ def subject(
         sleep=clock.sleep,
         deadline_s=5.0,
         engine_class=engine_class,
+        vast=lambda: subject(driver_class, host_class, _VAST_BYTES, engine_class),
     )
 
 

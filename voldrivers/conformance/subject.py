@@ -82,3 +82,5 @@ class Subject:
     deadline_s: float = 60.0
     #: What carries extends out and keeps the records, if it is not the engine itself.
     engine_class: type[Engine] = Engine
+    #: Makes the same subject with room for volumes of tens of TiB, where that costs nothing.
+    vast: "Callable[[], Subject] | None" = None

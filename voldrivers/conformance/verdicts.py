@@ -44,7 +44,7 @@ INVARIANTS: Mapping[str, str] = {
 class Broken(Exception):
     """The driver broke an invariant."""
 
-    def __init__(self, invariant: str, text: str, **readings: object) -> None:
+    def __init__(self, invariant: str, text: str, /, **readings: object) -> None:
         """Name the invariant, say what happened, and give what was read where."""
         super().__init__(invariant, text)
         self.invariant, self.text, self.readings = invariant, text, readings
@@ -72,7 +72,7 @@ class Result:
     calls: tuple[str, ...] = ()
 
 
-def expect(condition: object, invariant: str, text: str, **readings: object) -> None:
+def expect(condition: object, invariant: str, text: str, /, **readings: object) -> None:
     """Have `condition` hold. Raises Broken."""
     if not condition:
         raise Broken(invariant, text, **readings)

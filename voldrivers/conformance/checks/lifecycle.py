@@ -1,9 +1,13 @@
 """LIF: volumes come, are listed, survive a restart, and go."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import check
+from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import NotFound
+from voldrivers.model import Volume
 
 
 @check(
@@ -43,6 +47,19 @@ def delete(bench: Bench) -> None:
     raise Broken("I10", "the driver still gives its size", size_bytes=size_bytes)
 
 
+@check("LIF-003", "the list has the volumes that are there, and nothing that is deleted or not ours")
+def listed(bench: Bench) -> None:
+    """Create two, delete one, give the other up if that can be done; look at the list each time."""
+    before = set(bench.driver.list_volumes())
+    kept, deleted = bench.create(), bench.create()
+    expect(_listed(bench) == before | {kept.id, deleted.id}, "I9", "what is new is not listed")
+    bench.engine.delete_volume(deleted.id)
+    expect(_listed(bench) == before | {kept.id}, "I9", "what was deleted is listed, or not what was kept")
+    if bench.declared.manage:
+        with given_up(bench, kept):
+            expect(_listed(bench) == before, "I5", "what is none of ours is listed", now=_listed(bench))
+
+
 @check("LIF-004", "a volume is the same for a driver that has just been started")
 def restart(bench: Bench) -> None:
     """Create, stamp, start everything anew, read."""
@@ -51,3 +68,100 @@ def restart(bench: Bench) -> None:
     bench.restart()
     bench.check_agreed(volume, volume.size_bytes)
     bench.check_data(volume)
+
+
+@check(
+    "LIF-005",
+    "volumes with the longest and the strangest names that are allowed are kept apart",
+    hint="name objects on the backend by the volume's id",
+)
+def strange_names(bench: Bench) -> None:
+    """Create volumes whose names differ at the end, in case, in script; delete one; look at the others."""
+    begin = bench.name()
+    long, wide = begin.ljust(127, "x"), begin.ljust(127, "\N{CJK UNIFIED IDEOGRAPH-5377}")
+    names = (f"{long}a", f"{long}b", f"{wide}1", f"{wide}2", f"{begin}=A", f"{begin}=a", f"{begin}..@b+c:d")
+    sizes = [bench.rule.round_up(1) + number % 2 * bench.granule for number in range(len(names))]
+    volumes = [
+        bench.engine.create_volume(name, size_bytes) for name, size_bytes in zip(names, sizes, strict=True)
+    ]
+    _check_apart(bench, volumes)
+
+
+@check("LIF-006", "volumes whose names and ids begin with those of others are kept apart")
+def prefixes(bench: Bench) -> None:
+    """Create volumes named as a volume and more; extend and delete the shortest; look at the others."""
+    name, begin = bench.name(), bench.new_id()[:16]
+    volumes = []
+    for number, end in enumerate(("", "0", "-1", "_x")):
+        bench.ids = [f"{begin}{end}"]
+        size_bytes = bench.rule.round_up(1) + number * bench.granule
+        volumes.append(bench.engine.create_volume(f"{name}{end}", size_bytes))
+    bench.extend(volumes[0], volumes[0].size_bytes + bench.step)
+    _check_apart(bench, [bench.now(volume) for volume in volumes])
+
+
+@check("LIF-008", "a volume that is made again under the name or id of a deleted one is new")
+def made_again(bench: Bench) -> None:
+    """Create, stamp, delete, create a smaller one under its name, then under its id: zeros, and its size."""
+    first = bench.create(bench.small + bench.step)
+    bench.stamp(first)
+    bench.engine.delete_volume(first.id)
+    bench.stamps.clear()
+    for volume_id in (bench.new_id(), first.id):
+        bench.ids = [volume_id]
+        again = bench.engine.create_volume(first.name, bench.small)
+        bench.check_agreed(again, bench.small)
+        bench.check_data(again)
+        bench.engine.delete_volume(again.id)
+
+
+@check(
+    "LIF-009",
+    "a volume that is given up and taken over again keeps its size and every byte",
+    level=Level.EXTENDED,
+    capability="manage",
+)
+def taken_over(bench: Bench) -> None:
+    """Create, stamp, give up, take over under the reference that it has then; read."""
+    volume = bench.create()
+    bench.stamp(volume)
+    with given_up(bench, volume):
+        try:
+            size_bytes = bench.driver.volume_size(volume)
+        except NotFound:
+            pass
+        else:
+            raise Broken("I9", "what was given up still is a volume", size_bytes=size_bytes)
+    again = bench.engine.volume(volume.name)
+    bench.stamps[again.id] = bench.stamps.pop(volume.id)
+    bench.check_agreed(again, volume.size_bytes)
+    bench.check_data(again)
+
+
+@contextmanager
+def given_up(bench: Bench, volume: Volume) -> Iterator[None]:
+    """Give a volume up, and take it over at the end under its name."""
+    reference = bench.engine.unmanage_volume(volume.id)
+    try:
+        yield
+    finally:
+        bench.engine.manage_volume(volume.name, reference)
+
+
+def _listed(bench: Bench) -> set[str]:
+    ids = bench.driver.list_volumes()
+    expect(len(ids) == len(set(ids)), "I9", "a volume is listed twice", ids=ids)
+    return set(ids)
+
+
+def _check_apart(bench: Bench, volumes: list[Volume]) -> None:
+    """Have all of them be there, each with its size, and without the first one the others still."""
+    for volume in volumes:
+        bench.check_agreed(volume, volume.size_bytes)
+    first, *others = volumes
+    bench.engine.delete_volume(first.id)
+    listed = _listed(bench)
+    expect(first.id not in listed, "I10", "the deleted one is listed")
+    for volume in others:
+        expect(volume.id in listed, "I5", f"{volume.name} has gone with {first.name}")
+        bench.check_agreed(volume, volume.size_bytes)

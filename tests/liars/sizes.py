@@ -1,0 +1,90 @@
+"""Lies about sizes."""
+
+from liars.liar import lying_driver
+from voldrivers.memory import MemoryDriver
+from voldrivers.model import ExtendReply, Volume
+from voldrivers.sizes import MiB, SizeRule, TiB
+
+
+class RoundsDown(MemoryDriver):
+    """Rounds down to extents of 8 MiB, which its rule does not tell of."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        provider_data = super().create_volume(volume, options)
+        self.array.sizes[volume.id] -= self.array.sizes[volume.id] % (8 * MiB)
+        return provider_data
+
+
+class Wraps(MemoryDriver):
+    """Keeps the number of sectors in 32 bits, so that sizes wrap at 2 TiB."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        reply = super().extend_volume(volume, new_size_bytes)
+        self.array.sizes[volume.id] %= 2 * TiB
+        return reply
+
+
+class WrapsAtBirth(MemoryDriver):
+    """Creates a volume of 2 TiB and more without the upper bits of its size."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        provider_data = super().create_volume(volume, options)
+        self.array.sizes[volume.id] %= 2 * TiB
+        return provider_data
+
+
+class Echo(MemoryDriver):
+    """Answers with the size that was recorded, not with the one that is there."""
+
+    def volume_size(self, volume: Volume) -> int:
+        super().volume_size(volume)
+        return volume.size_bytes
+
+
+class HalfMade(MemoryDriver):
+    """Leaves an empty object where it had no room for the volume."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        if volume.id not in self.array.sizes:
+            self.array.sizes[volume.id] = 0
+            self.array.resize(volume.id, volume.size_bytes)
+        return ""
+
+
+class FillsUp(MemoryDriver):
+    """Extends as far as there is room, and says only then that there was not enough."""
+
+    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
+        self.volume_size(volume)
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        room = self.volume_size(volume) + self.array.free_bytes
+        if room < new_size_bytes:
+            super().extend_volume(volume, room)
+        return super().extend_volume(volume, new_size_bytes)
+
+
+class NearestRule(SizeRule):
+    """A rule that rounds to the nearest multiple."""
+
+    def round_up(self, asked_bytes: int) -> int:
+        up = super().round_up(asked_bytes)
+        nearer = up - self.granularity_bytes
+        return nearer if nearer >= self.minimum_bytes and asked_bytes - nearer < up - asked_bytes else up
+
+
+class Nearest(MemoryDriver):
+    """Has a rule that rounds to the nearest multiple."""
+
+    size_rule = NearestRule(4 * MiB)
+
+
+LIARS = [
+    lying_driver(RoundsDown, "SIZ-001"),
+    lying_driver(Wraps, "SIZ-002"),
+    lying_driver(WrapsAtBirth, "SIZ-002"),
+    lying_driver(Echo, "SIZ-003"),
+    lying_driver(HalfMade, "SIZ-004"),
+    lying_driver(FillsUp, "SIZ-004"),
+    lying_driver(Nearest, "SIZ-007"),
+]

@@ -1,0 +1,147 @@
+"""SIZ: sizes are what the rule makes of them, up to the largest, and are read, not remembered."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from voldrivers.conformance import direct
+from voldrivers.conformance.bench import Bench
+from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.verdicts import Broken, NotRun, expect
+from voldrivers.errors import InvalidSize, NoSpace
+from voldrivers.model import Volume
+from voldrivers.sizes import SizeRule, TiB
+
+_WRAP_BYTES = 2 * TiB
+
+
+@check(
+    "SIZ-001",
+    "around every edge a volume is as large as the rule says",
+    smoke=True,
+    hint="round up, never down, and declare the granularity that the backend really has",
+)
+def edges(bench: Bench) -> None:
+    """Create volumes of one byte, about one granule and about the minimum; ask for more than the maximum."""
+    rule, granule = bench.rule, bench.granule
+    asked = {granule + more for more in (-1, 0, 1, granule + 1)}
+    asked |= {1, *(rule.minimum_bytes + more for more in (-1, 0, 1))}
+    largest_bytes = rule.maximum_bytes // granule * granule
+    if largest_bytes <= bench.room_bytes:
+        asked.add(largest_bytes)
+    for size_bytes in sorted(each for each in asked if each > 0):
+        volume = bench.create(size_bytes)
+        bench.check_agreed(volume, rule.round_up(size_bytes))
+        bench.engine.delete_volume(volume.id)
+    bench.refused(lambda: bench.create(rule.maximum_bytes + 1), InvalidSize, invariant="I3")
+
+
+@check(
+    "SIZ-002",
+    "a volume about 2 TiB and 16 TiB is that large, and grows across it",
+    level=Level.EXTENDED,
+    hint="2 TiB is where 32 bits for a number of sectors end, 16 TiB for one of pages",
+)
+def wrap(bench: Bench) -> None:
+    """Create below, at and above 2 TiB; extend across 2 TiB and across 16 TiB; read the last block."""
+    rule, step = bench.rule, bench.step
+    if rule.maximum_bytes < _WRAP_BYTES + 2 * step:
+        raise NotRun("the rule's maximum is below 2 TiB")
+    with bench.vast(_WRAP_BYTES + 2 * step) as vast:
+        for size_bytes in (_WRAP_BYTES, _WRAP_BYTES + 1):
+            volume = vast.create(size_bytes)
+            vast.check_agreed(volume, rule.round_up(size_bytes))
+            vast.engine.delete_volume(volume.id)
+        _cross(vast, _WRAP_BYTES)
+        if min(rule.maximum_bytes, vast.room_bytes) >= 8 * _WRAP_BYTES + 2 * step:
+            _cross(vast, 8 * _WRAP_BYTES)
+
+
+@check(
+    "SIZ-003",
+    "the size that the driver gives is the backend's, whatever the records say",
+    smoke=True,
+    hint="look the size up; volume.size_bytes is what is published, and may be behind",
+)
+def actual(bench: Bench) -> None:
+    """Create with an odd size; ask with records that tell of another size."""
+    volume = bench.create(bench.small + 1)
+    bench.check_agreed(volume, bench.rule.round_up(bench.small + 1))
+    for believed in (volume.size_bytes + bench.step, bench.granule):
+        records = replace(volume, size_bytes=believed, backend_bytes=believed)
+        read = bench.driver.volume_size(records)
+        expect(read == volume.size_bytes, "I1", "it repeats the records", records=believed, read=read)
+
+
+@check(
+    "SIZ-004",
+    "a size that cannot be had is refused, and nothing of it is left",
+    hint="create_volume removes what it has made before it raises",
+)
+def limit(bench: Bench) -> None:
+    """Extend beyond the maximum; have the driver make and extend what there is no room for."""
+    volume, driver = bench.create(), bench.driver
+    bench.refused(lambda: bench.extend(volume, bench.rule.maximum_bytes + 1), InvalidSize)
+    over_bytes = driver.pool().free_bytes + bench.small + bench.granule
+    if over_bytes + volume.size_bytes > bench.rule.maximum_bytes:
+        return
+    large = direct.blank(bench, bench.rule.round_up(over_bytes))
+    try:
+        bench.refused(lambda: direct.make(bench, large), NoSpace, invariant="I6")
+    finally:
+        driver.delete_volume(large)
+    wanted = bench.rule.round_up(over_bytes + volume.size_bytes)
+    bench.refused(lambda: _extend(bench, volume, wanted), NoSpace, invariant="I6")
+
+
+@check("SIZ-007", "the rule never rounds down, is monotone, and leaves its own sizes alone", smoke=True)
+def rule_holds(bench: Bench) -> None:
+    """Round sizes around powers of two, multiples of the granule and both ends; no volume is made."""
+    rule, last = bench.rule, 0
+    for size_bytes in sorted({each for each in _sizes(rule) if 1 <= each <= rule.maximum_bytes}):
+        try:
+            rounded = rule.round_up(size_bytes)
+        except ValueError as error:
+            granule = rule.granularity_bytes
+            if size_bytes > rule.maximum_bytes // granule * granule:
+                continue
+            raise Broken("I3", f"a size within its limits is refused: {error}", size=size_bytes) from error
+        seen = {"asked": size_bytes, "rounded": rounded}
+        expect(rounded >= size_bytes, "I3", "it rounds down", **seen)
+        expect(rounded >= last, "I3", "more was asked for, and less given", **seen, before=last)
+        expect(rule.round_up(rounded) == rounded, "I3", "its own size is rounded again", **seen)
+        expect(
+            rounded - max(size_bytes, rule.minimum_bytes) < rule.granularity_bytes, "I3", "too large", **seen
+        )
+        last = rounded
+
+
+def _extend(bench: Bench, volume: Volume, size_bytes: int) -> None:
+    """Have the driver extend a volume as the engine does: asked first whether it can."""
+    bench.driver.check_extend(volume, size_bytes)
+    bench.driver.extend_volume(volume, size_bytes)
+
+
+def _cross(bench: Bench, edge_bytes: int) -> None:
+    """Extend from a step below the edge to a step above it, and write to the end of both."""
+    volume = bench.create(edge_bytes - bench.step)
+    bench.stamp(volume)
+    wanted = bench.rule.round_up(edge_bytes + bench.step)
+    bench.extend(volume, wanted)
+    bench.check_agreed(volume, wanted)
+    bench.check_data(volume)
+    bench.stamp(volume)
+    bench.check_data(volume)
+    bench.engine.delete_volume(volume.id)
+
+
+def _sizes(rule: SizeRule) -> Iterator[int]:
+    granule = rule.granularity_bytes
+    near = (-granule, -512, -1, 0, 1, 512, granule // 3, granule // 2, granule)
+    places = [
+        rule.minimum_bytes,
+        rule.maximum_bytes,
+        *(1 << power for power in range(64)),
+        *(10**power for power in range(19)),
+        *(granule * number for number in range(1, 130)),
+    ]
+    yield from (place + more for place in places for more in near)
