@@ -86,4 +86,5 @@ LIARS = [
     Liar(RevertBegun, "SNP-091", driver=NoRevert, engine=RevertBegun),
     Liar(EmptyClone, "CLN-090", driver=Modest, engine=EmptyClone),
     Liar(UnmanageBegun, "LIF-090", driver=Modest, engine=UnmanageBegun),
+    Liar(AttachedOnce, "ATT-090", driver=Modest, engine=AttachedOnce),
 ]

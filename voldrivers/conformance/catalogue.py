@@ -48,8 +48,9 @@ class Level(StrEnum):
 class Check:
     """One check.
 
-    It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value, `clones snapshots`
-    for both), or where `absent` is not: then it proves that the driver refuses. `act` raises Broken, or NotRun.
+    It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value, `clones
+    snapshots` for both), or where `absent` is not: then it proves that the driver refuses. `act` raises
+    Broken, or NotRun.
     """
 
     id: str

@@ -17,7 +17,7 @@ _CLONES = "clones"
     smoke=True,
 )
 def independent(bench: Bench) -> None:
-    """Clone, stamp the source, then the clone; clone anew, stamp in the other order; read the other each time."""
+    """Clone, stamp the source, read the clone, and the other way round; then so in the other order."""
     volume = bench.create()
     bench.stamp(volume)
     _check_independent(bench, volume, clone(bench, volume))

@@ -129,7 +129,7 @@ def delete_after_extend(bench: Bench) -> None:
     capability="revert snapshots",
 )
 def revert_after_extend(bench: Bench) -> None:
-    """Take two snapshots, extend, revert to the newer one; extend anew, read zeros; revert to the older one."""
+    """Take two snapshots, extend, revert to the newer; extend anew, read zeros; revert to the older."""
     volume = bench.create()
     older, newer = _two(bench, volume)
     _extend(bench, volume)
@@ -175,7 +175,7 @@ def taken_in_use(bench: Bench) -> None:
     capability=_SNAPSHOTS,
 )
 def conditions(bench: Bench) -> None:
-    """Take two snapshots, revert to the older; attach, extend, take, clone: all is done, or refused cleanly."""
+    """Take two snapshots, revert to the older; attach, extend, take, clone: done, or refused cleanly."""
     volume = bench.create()
     older, _newer = _two(bench, volume)
     if bench.declared.revert:
