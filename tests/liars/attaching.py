@@ -4,14 +4,14 @@ import logging
 from dataclasses import dataclass
 
 from liars.liar import Liar, lying_driver
-from voldrivers.errors import InvalidState, NoSpace, NotFound
+from voldrivers.errors import BackendError, NoSpace, NotFound
 from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryDriver, MemoryHost
 from voldrivers.model import Attachment, ConnectionInfo, Connector, Volume
 
 _LOG = logging.getLogger(__name__)
-_SECRET = "correct horse battery staple"  # noqa: S105 - nobody's
+_SECRET = "correct horse battery staple"
 _CHAP = {"auth_username": "acme", "auth_password": _SECRET}
 
 
@@ -101,7 +101,7 @@ class SecondWriter(Engine):
     def attach(self, name: str, host: str | None = None, *rest: object) -> Attachment:  # type: ignore[override]  # as called
         volume = self.volume(name)
         if not volume.attachments:
-            return super().attach(name, host, *rest)  # type: ignore[arg-type]  # as given
+            return super().attach(name, host, *rest)
         attachment = Attachment(self.site.new_id(), volume.id, self.site.host(host).name)
         self.store.add_attachment(volume, attachment)
         return lifecycle.finish_attach(self.site, volume, attachment)
@@ -148,10 +148,11 @@ class _WithPassword(MemoryDriver):
 class ShowsInErrors(_WithPassword):
     """An error shows the password."""
 
-    def delete_volume(self, volume: Volume) -> None:
-        if any(volume_id == volume.id for volume_id, _ in self.array.exports):
-            raise InvalidState(volume.title, f"exported with {_CHAP}", "not exported")
-        super().delete_volume(volume)
+    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
+        try:
+            super().check_extend(volume, new_size_bytes)
+        except NoSpace as error:
+            raise BackendError(volume.title, f"the array refuses {_CHAP}: {error}") from error
 
 
 class ShowsInLogs(_WithPassword):

@@ -41,8 +41,8 @@ def take_if_allowed(bench: Bench, volume: Volume) -> Kept:
 
 def clone(bench: Bench, volume: Volume, kept: Kept | None = None, size_bytes: int | None = None) -> Volume:
     """Make a clone of a volume, or of its snapshot."""
-    origin = (None, kept.snapshot.id) if kept else (volume.id, None)
-    made = bench.engine.clone_volume(bench.name(), *origin, size_bytes=size_bytes)
+    source, snapshot = (None, kept.snapshot.id) if kept else (volume.id, None)
+    made = bench.engine.clone_volume(bench.name(), source, snapshot, size_bytes)
     bench.stamps[made.id] = _copied(kept.stamps if kept else bench.stamps.get(volume.id))
     return made
 
@@ -60,11 +60,11 @@ def check_kept(bench: Bench, kept: Kept) -> None:
     """
     taken = kept.snapshot
     volume = bench.engine.volume(taken.volume_id)
+    listed = keeper(bench).list_snapshots()
+    expect(taken.id in listed, "I5", "a snapshot is gone", listed=listed)
     published, seen = bench.engine.snapshot(taken.id), keeper(bench).snapshot_size(volume, taken)
     sizes = {taken.size_bytes, published.size_bytes, seen}
     expect(len(sizes) == 1, "I5", "the size of a snapshot has changed", taken=taken.size_bytes, driver=seen)
-    listed = keeper(bench).list_snapshots()
-    expect(taken.id in listed, "I5", "list_snapshots does not tell of it", listed=listed)
     if bench.declared.clones:
         volume = clone(bench, volume, kept)
     elif not bench.declared.revert or not allowed(bench, lambda: revert(bench, kept), "revert"):

@@ -11,12 +11,14 @@ from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.copying import allowed
 from voldrivers.conformance.verdicts import NotRun, expect
-from voldrivers.errors import InvalidState, NotFound, NotSupported
+from voldrivers.errors import InvalidState, NotFound, NotSupported, VolDriverError
 from voldrivers.model import ConnectionInfo, Volume
 
 _MULTI_ATTACH = "multi_attach"
 #: What the name of a property has in it whose value must not be seen.
 _SECRET = ("password", "passwd", "secret", "token", "key", "credential")
+#: What is shorter stands in other words by chance.
+_SHORTEST = 6
 
 
 @check(
@@ -69,6 +71,8 @@ def two_hosts(bench: Bench) -> None:
     """Attach to two hosts, stamp, detach one, read and stamp on the other; and so with both on one host."""
     other = bench.second_place()
     volume = _shared(bench)
+    if volume is None:
+        raise NotRun("a declared condition refuses volumes for several attachments here")
     first = bench.attach(volume)
     alone = bench.everything()
     second = bench.attach(volume, other)
@@ -134,8 +138,7 @@ def single_writer(bench: Bench) -> None:
             bench.refused(partial(bench.attach, volume, place, instance=instance), InvalidState)
     bench.check_agreed(volume, volume.size_bytes)
     bench.check_data(volume)
-    if bench.declared.multi_attach:
-        shared = _shared(bench)
+    if bench.declared.multi_attach and (shared := _shared(bench)):
         bench.attach(shared)
         bench.refused(lambda: bench.attach(shared), InvalidState)
 
@@ -162,24 +165,24 @@ def reused(bench: Bench) -> None:
     "a secret is seen by who connects, and nowhere else: no record's repr, error, log or program's arguments",
 )
 def secrets_kept(bench: Bench) -> None:
-    """Attach with all programs and logs noted, provoke errors, and look for what connection_info keeps secret."""
+    """Attach with all programs and logs noted, provoke errors, look for the secrets of connection_info."""
     volume = bench.create()
     with _overheard(bench) as heard:
         attachment = bench.attach(volume)
         now = bench.now(volume)
-        for refused in (lambda: bench.driver.delete_volume(now), lambda: bench.attach(volume)):
-            error = bench.refused(refused, InvalidState)
-            heard += [str(error), repr(error)]
-        heard += [repr(attachment), repr(now), repr(bench.engine.ledger(volume.id))]
+        heard.extend(_errors_of(bench, now))
+        heard.extend(repr(each) for each in (attachment, now, bench.engine.ledger(volume.id)))
         bench.detach(volume, attachment)
-    heard += [str(call) for call in bench.watch.calls]
+    heard.extend(str(call) for call in bench.watch.calls)
     info = attachment.connection_info
     for name, secret in _secrets(info).items():
         seen = [text.replace(secret, "*" * 8) for text in heard if secret in text]
         expect(not seen, "I11", f"the secret {name} of connection_info is seen", where=seen[:1])
 
 
-@check("ATT-090", "a volume for several attachments is refused where they are not declared", absent=_MULTI_ATTACH)
+@check(
+    "ATT-090", "a volume for several attachments is refused where they are not declared", absent=_MULTI_ATTACH
+)
 def refused_when_absent(bench: Bench) -> None:
     """Ask for such a volume, compare; a volume of the other kind gets no second attachment."""
     bench.refused(lambda: bench.create(multi_attach=True), NotSupported, invariant="I9")
@@ -188,12 +191,11 @@ def refused_when_absent(bench: Bench) -> None:
     bench.refused(lambda: bench.attach(volume, bench.subject.places[-1], instance=False), InvalidState)
 
 
-def _shared(bench: Bench) -> Volume:
-    """Make a volume for several attachments. Raises NotRun where a declared condition refuses it."""
+def _shared(bench: Bench) -> Volume | None:
+    """Make a volume for several attachments; none where a declared condition refuses it."""
     made: list[Volume] = []
-    if not allowed(bench, lambda: made.append(bench.create(multi_attach=True)), _MULTI_ATTACH):
-        raise NotRun("a declared condition refuses volumes for several attachments here")
-    return made[0]
+    allowed(bench, lambda: made.append(bench.create(multi_attach=True)), _MULTI_ATTACH)
+    return made[0] if made else None
 
 
 def _check_still(bench: Bench, volume: Volume) -> None:
@@ -203,9 +205,21 @@ def _check_still(bench: Bench, volume: Volume) -> None:
     bench.stamp(volume)
 
 
+def _errors_of(bench: Bench, volume: Volume) -> Iterator[str]:
+    """Give what the driver says of an extend that is too large, and of a volume that is not there."""
+    driver, largest_bytes = bench.driver, bench.rule.maximum_bytes // bench.granule * bench.granule
+    gone = replace(volume, id=bench.new_id())
+    for act in (partial(driver.check_extend, volume, largest_bytes), partial(driver.volume_size, gone)):
+        try:
+            act()
+        except VolDriverError as error:
+            yield from (str(error), repr(error))
+
+
 def _secrets(info: ConnectionInfo | None) -> dict[str, str]:
     properties = info.properties if info else {}
-    return {n: value for n, value in properties.items() if value and any(w in n.lower() for w in _SECRET)}
+    named = {n: value for n, value in properties.items() if any(word in n.lower() for word in _SECRET)}
+    return {name: value for name, value in named.items() if len(value) >= _SHORTEST}
 
 
 @contextmanager

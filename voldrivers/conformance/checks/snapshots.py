@@ -24,9 +24,10 @@ _SNAPSHOTS, _REVERT = "snapshots", "revert"
 
 @check("SNP-001", "a snapshot is there once, and then gone", level=Level.EXTENDED, capability=_SNAPSHOTS)
 def come_and_go(bench: Bench) -> None:
-    """Take a snapshot and have it taken again; delete it twice; compare with before."""
+    """Take a snapshot and have it taken again; delete it twice, and then its volume; compare with before."""
+    start, free_bytes = bench.everything(), bench.free_bytes()
     volume, driver = bench.create(), keeper(bench)
-    before, free_bytes = bench.everything(), bench.free_bytes()
+    before = bench.everything()
     snapshot = take(bench, volume).snapshot
     expect(snapshot.size_bytes == volume.size_bytes, "I1", "it is not as large as its volume")
     expect(snapshot.id in driver.list_snapshots(), "I9", "list_snapshots does not tell of it")
@@ -39,10 +40,14 @@ def come_and_go(bench: Bench) -> None:
     bench.engine.delete_snapshot(snapshot.id)
     driver.delete_snapshot(replace(bench.now(volume), snapshots=(snapshot,)), snapshot)
     after = bench.everything()
-    expect(after.objects == before.objects, "I10", "objects are left", now=after.objects)
+    # The volume may go on in another object than before.
+    expect(len(after.objects) == len(before.objects), "I10", "objects are left", now=after.objects)
     expect(snapshot.id not in driver.list_snapshots(), "I10", "it is still listed")
-    expect(bench.free_bytes() == free_bytes, "I8", "its room did not come back")
     _check_gone(bench, snapshot)
+    bench.check_agreed(volume, volume.size_bytes)
+    bench.engine.delete_volume(volume.id)
+    expect(bench.everything() == start, "I10", "something is left of a volume that had a snapshot")
+    expect(bench.free_bytes() == free_bytes, "I8", "its room did not come back")
 
 
 @check(
@@ -87,7 +92,7 @@ def extend_with_several(bench: Bench) -> None:
     """Take two snapshots with stamps of their own, extend, in use if that is declared, read all."""
     volume = bench.create()
     kept = _two(bench, volume)
-    if bench.declared.declares("in_use_extend") and bench.subject.places[0].instance:
+    if bench.declared.declares("in_use_extend"):
         attachment = bench.attach(volume)
         size_bytes = bench.now(volume).size_bytes + bench.step
         allowed(bench, lambda: bench.extend(volume, size_bytes), "in_use_extend", _SNAPSHOTS)
@@ -112,11 +117,11 @@ def delete_after_extend(bench: Bench) -> None:
     size_bytes = bench.now(volume).size_bytes
     bench.engine.delete_snapshot(older.snapshot.id)
     _check_gone(bench, older.snapshot)
+    expect(newer.snapshot.id in keeper(bench).list_snapshots(), "I5", "another snapshot is gone")
     bench.check_agreed(volume, size_bytes)
     bench.check_data(volume)
     if bench.declared.clones:
         check_kept(bench, newer)
-    expect(newer.snapshot.id in keeper(bench).list_snapshots(), "I5", "another snapshot is gone")
     bench.engine.delete_snapshot(newer.snapshot.id)
     bench.check_agreed(volume, size_bytes)
     bench.check_data(volume)
