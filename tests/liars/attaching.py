@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from liars.liar import Liar, lying_driver
 from voldrivers.errors import BackendError, NoSpace, NotFound
@@ -98,10 +99,12 @@ class Obeys(MemoryDriver):
 class SecondWriter(Engine):
     """Lets a second writer in, whatever the volume and its driver say."""
 
-    def attach(self, name: str, host: str | None = None, *rest: object) -> Attachment:  # type: ignore[override]  # as called
+    def attach(
+        self, name: str, host: str | None = None, instance: str | None = None, monitor: Path | None = None
+    ) -> Attachment:
         volume = self.volume(name)
         if not volume.attachments:
-            return super().attach(name, host, *rest)
+            return super().attach(name, host, instance, monitor)
         attachment = Attachment(self.site.new_id(), volume.id, self.site.host(host).name)
         self.store.add_attachment(volume, attachment)
         return lifecycle.finish_attach(self.site, volume, attachment)

@@ -131,6 +131,18 @@ class NeedsTheSource(MemoryDriver):
             del self.array.written[link]
 
 
+class DiesWithTheSource(NeedsTheSource):
+    """A clone loses its bytes with its source."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        for link in [each for each in self.array.written if each.startswith("clone ")]:
+            _, made, _, source = link.split()
+            if source == volume.id:
+                del self.array.written[link]
+                self.array.written.pop(made, None)
+        super().delete_volume(volume)
+
+
 LIARS = [
     lying_driver(Linked, "CLN-001"),
     lying_driver(LinkedBack, "CLN-001"),
@@ -140,4 +152,5 @@ LIARS = [
     Liar(Obliging, "CLN-004", engine=Obliging),
     lying_driver(ExtendsTheSource, "CLN-005"),
     lying_driver(NeedsTheSource, "CLN-007"),
+    lying_driver(DiesWithTheSource, "CLN-007"),
 ]

@@ -11,7 +11,7 @@ from voldrivers.conformance.verdicts import expect
 _PROCESS = Path("/proc/self")
 
 
-@check("LEK-001", "after a busy life the backend holds what it held before")
+@check("LEK-001", "after a busy life the backend holds what it held before", smoke=True)
 def backend(bench: Bench) -> None:
     """Write, attach, extend, snapshot, clone and revert volumes, delete all, compare what is there."""
     before, snapshots = bench.everything(), _snapshots(bench)
@@ -42,7 +42,7 @@ def process(bench: Bench) -> None:
     expect(not grown, "I10", "this process holds more than before", **grown)
 
 
-@check("LEK-005", "after a busy life all room is back")
+@check("LEK-005", "after a busy life all room is back", smoke=True)
 def room(bench: Bench) -> None:
     """Write, attach, extend, snapshot, clone and revert volumes, delete all, compare the free bytes."""
     before = bench.free_bytes()
