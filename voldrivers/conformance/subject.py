@@ -82,5 +82,3 @@ class Subject:
     deadline_s: float = 60.0
     #: What carries extends out and keeps the records, if it is not the engine itself.
     engine_class: type[Engine] = Engine
-    #: What must be said of a volume that was given up, for it to be taken over again: its format, say.
-    manage_options: Mapping[str, object] = field(default_factory=dict)

@@ -21,7 +21,7 @@ def give_up_and_take_over(bench: Bench) -> None:
     reference = bench.engine.unmanage_volume(volume.id)
     expect(volume.id not in bench.driver.list_volumes(), "I9", "it is still listed")
     bench.refused(lambda: bench.engine.manage_volume(bench.name(), f"{reference}-not"), NotFound)
-    managed = bench.engine.manage_volume(bench.name(), reference, options=bench.subject.manage_options)
+    managed = bench.engine.manage_volume(bench.name(), reference, options=bench.subject.volume_options)
     bench.stamps[managed.id] = bench.stamps.pop(volume.id)
     bench.check_agreed(managed, volume.size_bytes)
     bench.check_data(managed)
