@@ -273,7 +273,7 @@ class Bench:
             except VolDriverError as error:
                 wanted = " or ".join(each.__name__ for each in kinds)
                 raise Broken(invariant, f"{type(error).__name__} instead of {wanted}: {error}") from error
-        raise Broken(invariant, "it was not refused", answer=answer)
+            raise Broken(invariant, "it was not refused", answer=answer)
 
     # --- data
 

@@ -48,8 +48,9 @@ class Level(StrEnum):
 class Check:
     """One check.
 
-    It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value), or where
-    `absent` is not: then it proves that the driver refuses. `act` raises Broken, or NotRun.
+    It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value, `clones
+    snapshots` for both), or where `absent` is not: then it proves that the driver refuses. `act` raises
+    Broken, or NotRun.
     """
 
     id: str
@@ -73,11 +74,12 @@ class Check:
 
     def not_for(self, declared: Capabilities) -> str:
         """Say why it is not for a driver that declares this; nothing if it is."""
-        name, _, value = self.capability.partition("=")
-        if name and not declared.declares(name):
-            return f"{name} is not declared"
-        if value and getattr(declared, name) != value:
-            return f"{name} is {getattr(declared, name)}"
+        for wanted in self.capability.split():
+            name, _, value = wanted.partition("=")
+            if not declared.declares(name):
+                return f"{name} is not declared"
+            if value and getattr(declared, name) != value:
+                return f"{name} is {getattr(declared, name)}"
         if self.absent and declared.declares(self.absent):
             return f"{self.absent} is declared"
         return ""

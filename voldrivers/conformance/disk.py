@@ -34,7 +34,10 @@ class Disk:
 
     def read(self, offset_bytes: int, size_bytes: int = STAMP_BYTES) -> bytes:
         """Read from the medium."""
-        return self.place.read(self.volume, self.attachment, offset_bytes, size_bytes)
+        try:
+            return self.place.read(self.volume, self.attachment, offset_bytes, size_bytes)
+        except OSError as error:
+            raise Broken("I4", f"the block at {offset_bytes} cannot be read: {error}") from error
 
     def write(self, offset_bytes: int, content: bytes) -> None:
         """Write to the medium, and remember it."""
@@ -44,10 +47,10 @@ class Disk:
             raise Broken("I4", f"the block at {offset_bytes} cannot be written: {error}") from error
         self.stamps.written[offset_bytes] = content
 
-    def stamp(self) -> None:
-        """Write to the first, a middle and the last block of what is there now."""
+    def stamp(self, count: int = 3) -> None:
+        """Write to the first and the last block of what is there now, and to some in between."""
         self.stamps.generation += 1
-        for offset in probes(self.size_bytes):
+        for offset in probes(self.size_bytes, count):
             text = f"{self.volume.id} {offset} {self.stamps.generation} ".encode()
             self.write(offset, (text * STAMP_BYTES)[:STAMP_BYTES])
 
@@ -67,7 +70,8 @@ class Disk:
                 expect(not any(found), "I4", f"there are no zeros at {at}", found=found[:40])
 
 
-def probes(size_bytes: int) -> tuple[int, ...]:
-    """Give offsets of blocks in a range: both ends, and some between."""
+def probes(size_bytes: int, count: int = 3) -> tuple[int, ...]:
+    """Give offsets of so many blocks in a range: both ends, and those between at equal distances."""
     last = size_bytes - STAMP_BYTES
-    return tuple(sorted({0, last // 2 // STAMP_BYTES * STAMP_BYTES, last})) if last >= 0 else ()
+    between = (last * part // (count - 1) // STAMP_BYTES * STAMP_BYTES for part in range(count - 1))
+    return tuple(sorted({*between, last})) if last >= 0 else ()

@@ -51,6 +51,7 @@ class MemoryPlace(Place):
         return self.host.machine.instances.get(attachment.instance or "", {}).get(volume.id, 0)
 
     def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
+        self._check_let_in(volume)
         words = self.host.array.written.get(volume.id, {})
         content = bytearray(size_bytes)
         for at, word in words.items():
@@ -62,6 +63,7 @@ class MemoryPlace(Place):
         return bytes(content)
 
     def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
+        self._check_let_in(volume)
         end = min(self.device_bytes(volume, attachment), self.host.array.sizes.get(volume.id, 0))
         if offset_bytes + len(content) > end:
             raise OSError(f"the device ends at {end}")
@@ -71,6 +73,10 @@ class MemoryPlace(Place):
         machine = self.host.machine
         nodes = {f"node {n} of {name}" for name, nodes in machine.instances.items() for n in nodes}
         return frozenset(nodes | {f"device {each}" for each in machine.devices} | machine.held)
+
+    def _check_let_in(self, volume: Volume) -> None:
+        if (volume.id, self.host.name) not in self.host.array.exports:
+            raise OSError(f"host {self.host.name} is not let in")
 
 
 @dataclass
