@@ -9,6 +9,21 @@ from voldrivers.memory import MemoryArray, MemoryDriver
 from voldrivers.model import Volume
 
 
+class KeepsASpare(MemoryDriver):
+    """Makes a second object for each volume, which goes with it and is told of nowhere."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        self.array.sizes[f"spare-{volume.id}"] = volume.size_bytes
+        return super().create_volume(volume, options)
+
+    def delete_volume(self, volume: Volume) -> None:
+        super().delete_volume(volume)
+        self.array.sizes.pop(f"spare-{volume.id}", None)
+
+    def list_volumes(self) -> tuple[str, ...]:
+        return tuple(each for each in super().list_volumes() if not each.startswith("spare-"))
+
+
 class Leaky(MemoryDriver):
     """Deletes a volume from its list, not from the array."""
 
@@ -88,6 +103,7 @@ class Formatting(MemoryDriver):
 
 
 LIARS = [
+    lying_driver(KeepsASpare, "LIF-001"),
     lying_driver(Leaky, "LIF-002"),
     lying_driver(Greedy, "LIF-003"),
     lying_driver(Forgetful, "LIF-004"),

@@ -74,6 +74,8 @@ class Subject:
     oracle: Oracle | None = None
     #: What all volumes of one check may take together.
     max_bytes: int = 20 * GiB
+    #: What the driver was configured with, secrets included.
+    options: Mapping[str, object] = field(default_factory=dict)
     #: The options of every volume.
     volume_options: Mapping[str, object] = field(default_factory=dict)
     run: Run = run

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import NotFound
 from voldrivers.model import Volume
@@ -115,29 +115,6 @@ def made_again(bench: Bench) -> None:
         bench.engine.delete_volume(again.id)
 
 
-@check(
-    "LIF-009",
-    "a volume that is given up and taken over again keeps its size and every byte",
-    level=Level.EXTENDED,
-    capability="manage",
-)
-def taken_over(bench: Bench) -> None:
-    """Create, stamp, give up, take over under the reference that it has then; read."""
-    volume = bench.create()
-    bench.stamp(volume)
-    with given_up(bench, volume):
-        try:
-            size_bytes = bench.driver.volume_size(volume)
-        except NotFound:
-            pass
-        else:
-            raise Broken("I9", "what was given up still is a volume", size_bytes=size_bytes)
-    again = bench.engine.volume(volume.name)
-    bench.stamps[again.id] = bench.stamps.pop(volume.id)
-    bench.check_agreed(again, volume.size_bytes)
-    bench.check_data(again)
-
-
 @contextmanager
 def given_up(bench: Bench, volume: Volume) -> Iterator[None]:
     """Give a volume up, and take it over at the end under its name."""
@@ -145,7 +122,7 @@ def given_up(bench: Bench, volume: Volume) -> Iterator[None]:
     try:
         yield
     finally:
-        bench.engine.manage_volume(volume.name, reference)
+        bench.engine.manage_volume(volume.name, reference, options=bench.subject.volume_options)
 
 
 def _listed(bench: Bench) -> set[str]:

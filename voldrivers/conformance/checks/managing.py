@@ -20,6 +20,11 @@ def give_up_and_take_over(bench: Bench) -> None:
     bench.stamp(volume)
     reference = bench.engine.unmanage_volume(volume.id)
     expect(volume.id not in bench.driver.list_volumes(), "I9", "it is still listed")
+    try:
+        size_bytes = bench.driver.volume_size(volume)
+    except NotFound:
+        size_bytes = 0
+    expect(not size_bytes, "I9", "what was given up still is a volume", size_bytes=size_bytes)
     bench.refused(lambda: bench.engine.manage_volume(bench.name(), f"{reference}-not"), NotFound)
     managed = bench.engine.manage_volume(bench.name(), reference, options=bench.subject.volume_options)
     bench.stamps[managed.id] = bench.stamps.pop(volume.id)
