@@ -7,9 +7,11 @@ from itertools import count
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.conformance.watch import Killed
-from voldrivers.errors import BackendError, CommandFailed, OutcomeUnknown
+from voldrivers.errors import BackendError, CommandFailed, OutcomeUnknown, VolDriverError
 from voldrivers.model import Volume, VolumeStatus
 
+#: Calls that change nothing: whether they fail before or after that is the same.
+_LOOKS = ("check_extend", "extend_notes", "ledger_rows", "list_volumes", "pool", "snapshot_size", "volume_size")
 #: Makes what is raised at a boundary, of the name of the call or program there.
 Harm = Callable[[str], BaseException]
 
@@ -32,15 +34,20 @@ def is_killed(_name: str) -> BaseException:
     return Killed()
 
 
+def matters(name: str, before: bool) -> bool:
+    """Tell whether a blow is different here from one at the next boundary."""
+    return before or name not in _LOOKS
+
+
 @dataclass
 class Blow:
     """Harm done once, at one boundary of an operation; meanwhile the size of a volume must never fall."""
 
     bench: Bench
     harm: Harm
-    #: The number of the boundary, and what comes there in an undisturbed run.
+    #: The number of the boundary among those that count.
     at: int
-    only: Callable[[str, bool], bool] = lambda _name, _before: True
+    counts: Callable[[str, bool], bool] = matters
     volume: Volume | None = None
     where: str = ""
     _seen: Iterator[int] = field(default_factory=count)
@@ -49,7 +56,7 @@ class Blow:
     def __call__(self, _number: int, name: str, before: bool) -> None:
         """Look at the size, and strike if it is time."""
         self.look()
-        if not self.where and self.only(name, before) and next(self._seen) == self.at:
+        if not self.where and self.counts(name, before) and next(self._seen) == self.at:
             self.where = f"{'before' if before else 'after'} {name}"
             raise self.harm(name)
 
@@ -78,6 +85,9 @@ def strike_all(bench: Bench, harms: tuple[Harm, ...], scenario: Callable[[Blow],
             except Broken as broken:
                 broken.add_note(f"struck {blow.where or 'nowhere'}: {harm.__name__}")
                 raise
+            except VolDriverError as error:
+                where = f"struck {blow.where or 'nowhere'}: {harm.__name__}"
+                raise Broken("I6", f"it does not recover: {type(error).__name__}: {error}; {where}") from error
             if not blow.landed:
                 return
 

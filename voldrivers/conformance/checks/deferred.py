@@ -1,7 +1,6 @@
 """DEF: what only the hypervisor may grow is left to it, looked at afterwards, and never believed."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -10,8 +9,8 @@ from unittest.mock import patch
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.blows import bring_to, check_halfway
 from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.pending import answering, asked, leave_pending, say
 from voldrivers.conformance.verdicts import Broken, expect
-from voldrivers.conformance.watch import Killed
 from voldrivers.errors import (
     BackendError,
     InvalidInput,
@@ -20,7 +19,7 @@ from voldrivers.errors import (
     OutcomeUnknown,
     VolDriverError,
 )
-from voldrivers.model import Attachment, Extend, Volume, VolumeStatus, utc_now
+from voldrivers.model import Extend, Volume, VolumeStatus, utc_now
 
 deferred = partial(check, level=Level.EXTENDED, capability="in_use_extend=by-hypervisor")
 
@@ -44,7 +43,7 @@ def nothing_done_yet(bench: Bench) -> None:
         recorded = now.extend_new_size_bytes
         expect(recorded == target_bytes, "I1", "extend_new_size is not the target", recorded=recorded)
 
-    with _asked(bench, before=look):
+    with asked(bench, before=look):
         bench.extend(volume, target_bytes)
     expect(looks, "I9", "no hypervisor was asked, though one has the volume")
     bench.check_agreed(volume, target_bytes)
@@ -61,7 +60,7 @@ def completed(bench: Bench) -> None:
     volume = bench.in_use()
     bench.stamp(volume)
     target_bytes = bench.rule.round_up(volume.size_bytes + bench.step)
-    with _asked(bench, after=lambda: bench.stamp(volume)):
+    with asked(bench, after=lambda: bench.stamp(volume)):
         bench.extend(volume, target_bytes)
     bench.check_agreed(volume, target_bytes)
     bench.check_data(volume)
@@ -78,7 +77,7 @@ def failed(bench: Bench) -> None:
     volume = bench.in_use()
     before, free = bench.sizes(volume), bench.free_bytes()
     target_bytes = volume.size_bytes + bench.step
-    with _answering(bench, BackendError("hypervisor", "the suite had it fail")):
+    with answering(bench, BackendError("hypervisor", "the suite had it fail")):
         _raises(bench, volume, target_bytes, BackendError)
     read = bench.sizes(volume)
     expect(read == before, "I6", "nothing grew, and yet a size has changed", **read)
@@ -175,7 +174,7 @@ def unanswered(bench: Bench) -> None:
     """Lose the answer; cancel without and with the host's word; then send the host the old request."""
     volume = bench.in_use()
     host, lost = bench.subject.places[0].host, OutcomeUnknown("a request", "the suite had its answer lost")
-    with _answering(bench, lost):
+    with answering(bench, lost):
         _raises(bench, volume, volume.size_bytes + bench.step, OutcomeUnknown)
     bench.engine.cancel(volume.id)
     with patch.object(host, "cancel", side_effect=lost):
@@ -196,7 +195,7 @@ def not_believed(bench: Bench) -> None:
     """Have the hypervisor only say so, compare with before, then extend with one that works."""
     volume = bench.in_use()
     before, target_bytes = bench.sizes(volume), volume.size_bytes + bench.step
-    with _answering(bench, None):
+    with answering(bench, None):
         _raises(bench, volume, target_bytes, VolDriverError)
     read = bench.sizes(volume)
     expect(read == before, "I1", "a size has changed though nobody grew anything", **read)
@@ -209,7 +208,7 @@ def looked_at(bench: Bench) -> None:
     volume = bench.in_use()
     for number, kind in ((1, BackendError), (2, OutcomeUnknown)):
         old_bytes, new_bytes = (volume.size_bytes + n * bench.step for n in (number - 1, number))
-        with _asked(bench, after=partial(_say, kind)):
+        with asked(bench, after=partial(say, kind)):
             _raises(bench, volume, new_bytes, kind)
         check_halfway(bench, volume, old_bytes, new_bytes)
         bench.stamp(volume)
@@ -225,52 +224,6 @@ def too_old(bench: Bench) -> None:
         larger_bytes = volume.size_bytes + bench.step
         bench.refused(lambda: bench.extend(volume, larger_bytes), NotSupported, invariant="I9")
     bench.check_agreed(volume, volume.size_bytes)
-
-
-def leave_pending(bench: Bench, volume: Volume, size_bytes: int, *, grown: bool = False) -> None:
-    """Kill who extends while the hypervisor is asked, before or after it acted; start everything anew."""
-    died = _asked(bench, after=_die) if grown else _asked(bench, before=_die)
-    with died, suppress(Killed):
-        bench.extend(volume, size_bytes)
-    bench.restart()
-    status = bench.now(volume).status
-    expect(status is VolumeStatus.EXTENDING, "I14", "its extend was forgotten", status=status)
-
-
-def _nothing() -> None:
-    """Do nothing."""
-
-
-def _die() -> None:
-    raise Killed
-
-
-def _say(kind: type[BackendError] | type[OutcomeUnknown]) -> None:
-    raise kind("hypervisor", "the suite had it say so")
-
-
-@contextmanager
-def _asked(
-    bench: Bench, before: Callable[[], None] = _nothing, after: Callable[[], None] = _nothing
-) -> Iterator[None]:
-    """Have something happen before and after a hypervisor does what it is asked for."""
-    host = bench.subject.places[0].host
-    really = host.assist_extend
-
-    def act(volume: Volume, attachment: Attachment, extend: Extend) -> None:
-        before()
-        really(volume, attachment, extend)
-        after()
-
-    with patch.object(host, "assist_extend", act):
-        yield
-
-
-@contextmanager
-def _answering(bench: Bench, error: VolDriverError | None) -> Iterator[None]:
-    """Have a hypervisor do nothing, and answer with an error or that all is well."""
-    with patch.object(bench.subject.places[0].host, "assist_extend", side_effect=error, return_value=None):
-        yield
 
 
 def _raises(bench: Bench, volume: Volume, size_bytes: int, kind: type[VolDriverError]) -> None:
