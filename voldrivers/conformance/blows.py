@@ -11,7 +11,15 @@ from voldrivers.errors import BackendError, CommandFailed, OutcomeUnknown, VolDr
 from voldrivers.model import Volume, VolumeStatus
 
 #: Calls that change nothing: whether they fail before or after that is the same.
-_LOOKS = ("check_extend", "extend_notes", "ledger_rows", "list_volumes", "pool", "snapshot_size", "volume_size")
+_LOOKS = (
+    "check_extend",
+    "extend_notes",
+    "ledger_rows",
+    "list_volumes",
+    "pool",
+    "snapshot_size",
+    "volume_size",
+)
 #: Makes what is raised at a boundary, of the name of the call or program there.
 Harm = Callable[[str], BaseException]
 
@@ -87,7 +95,9 @@ def strike_all(bench: Bench, harms: tuple[Harm, ...], scenario: Callable[[Blow],
                 raise
             except VolDriverError as error:
                 where = f"struck {blow.where or 'nowhere'}: {harm.__name__}"
-                raise Broken("I6", f"it does not recover: {type(error).__name__}: {error}; {where}") from error
+                raise Broken(
+                    "I6", f"it does not recover: {type(error).__name__}: {error}; {where}"
+                ) from error
             if not blow.landed:
                 return
 
@@ -113,3 +123,10 @@ def bring_to(bench: Bench, volume: Volume, size_bytes: int) -> None:
     bench.check_agreed(volume, size_bytes)
     steady = VolumeStatus.IN_USE if now.attachments else VolumeStatus.AVAILABLE
     expect(bench.now(volume).status is steady, "I1", "its status does not follow from its attachments")
+
+
+def check_grown(bench: Bench, volume: Volume, old_bytes: int) -> None:
+    """Read back what was stamped, and zeros where the volume has grown (I4)."""
+    with bench.opened(volume) as disk:
+        disk.check()
+        disk.check_zeros(old_bytes, disk.size_bytes)

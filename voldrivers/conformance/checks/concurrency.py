@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from operator import methodcaller
 from threading import Barrier
 
 from voldrivers.conformance.bench import Bench, Everything
@@ -29,7 +29,7 @@ def created_at_once(bench: Bench) -> None:
     """Create volumes of different sizes in threads, compare every layer and the backend with before."""
     before = bench.everything()
     sizes = {bench.name(): bench.small + number * bench.granule for number in range(_CREATING)}
-    acts = [partial(Engine.create_volume, name=name, size_bytes=size) for name, size in sizes.items()]
+    acts = [methodcaller("create_volume", name=name, size_bytes=size) for name, size in sizes.items()]
     _expect_no_error(_at_once(bench, acts), 0)
     for name, size_bytes in sizes.items():
         bench.check_agreed(bench.engine.volume(name), size_bytes)
@@ -40,19 +40,21 @@ def created_at_once(bench: Bench) -> None:
 def one_name(bench: Bench) -> None:
     """Create a volume of the same name in threads; look for more than one on the backend."""
     before, name = bench.everything(), bench.name()
-    act = partial(Engine.create_volume, name=name, size_bytes=bench.small)
+    act = methodcaller("create_volume", name=name, size_bytes=bench.small)
     _expect_no_error(_at_once(bench, [act] * _CREATING), _CREATING - 1)
     bench.check_agreed(bench.engine.volume(name), bench.small)
     _check_new(bench, before, 1)
 
 
-@check("CON-003", "of two extends of one volume at once one is refused, or they end as one after the other would")
+@check(
+    "CON-003", "of two extends of one volume at once one is refused, or they end as one after the other would"
+)
 def two_extends(bench: Bench) -> None:
     """In the middle of an extend ask for a larger one, elsewhere; compare every layer."""
     for before in (True, False):
         volume = bench.create()
         larger_bytes = volume.size_bytes + 2 * bench.step
-        larger = partial(Engine.extend, name=volume.id, size_bytes=larger_bytes)
+        larger = methodcaller("extend", name=volume.id, size_bytes=larger_bytes)
         errors = _in_the_middle(bench, volume, larger, before=before)
         _check_settled(bench, volume, errors)
         sizes = (volume.size_bytes + bench.step, larger_bytes)
@@ -66,7 +68,7 @@ def same_extend(bench: Bench) -> None:
     """Ask for the same size in ten threads; compare every layer."""
     volume = bench.create()
     size_bytes = volume.size_bytes + bench.step
-    act = partial(Engine.extend, name=volume.id, size_bytes=size_bytes)
+    act = methodcaller("extend", name=volume.id, size_bytes=size_bytes)
     errors = _at_once(bench, [act] * _EXTENDING)
     expect(None in errors, "I12", "none of them succeeded", errors=errors)
     _expect_no_error(errors, _EXTENDING - 1)
@@ -77,21 +79,24 @@ def same_extend(bench: Bench) -> None:
 def beside_an_extend(bench: Bench) -> None:
     """In the middle of an extend try each of them, elsewhere; each time compare every layer."""
     acts: list[Callable[[Volume], Act]] = [
-        lambda volume: partial(Engine.delete_volume, name=volume.id),
-        lambda volume: partial(Engine.attach, name=volume.id, host=bench.subject.places[0].host.name),
+        lambda volume: methodcaller("delete_volume", name=volume.id),
+        lambda volume: methodcaller("attach", name=volume.id, host=bench.subject.places[0].host.name),
     ]
     if bench.declared.snapshots:
-        acts.append(lambda v: partial(Engine.create_snapshot, volume_name=v.id, name=bench.name()))
+        acts.append(lambda v: methodcaller("create_snapshot", volume_name=v.id, name=bench.name()))
     for act in acts:
         volume = bench.create()
         _check_settled(bench, volume, _in_the_middle(bench, volume, act(volume), before=False))
     if bench.declared.declares("in_use_extend"):
         volume = bench.in_use()
-        detach = partial(Engine.detach, name=volume.id)
+        detach = methodcaller("detach", name=volume.id)
         _check_settled(bench, volume, _in_the_middle(bench, volume, detach, before=False))
 
 
-@check("CON-009", "a volume whose work has ended with an error, or whose worker is killed, can be worked on at once")
+@check(
+    "CON-009",
+    "a volume whose work has ended with an error, or whose worker is killed, can be worked on at once",
+)
 def let_go(bench: Bench) -> None:
     """Have an extend fail, and one be killed; go on elsewhere each time."""
     for harm in (fails, is_killed):
@@ -138,18 +143,17 @@ def _in_the_middle(
             with suppress(TimeoutError):  # it may wait for its turn
                 begun[0].exception(timeout=bench.subject.deadline_s)
 
-    extend = partial(Engine.extend, name=volume.id, size_bytes=volume.size_bytes + bench.step)
+    failed: VolDriverError | None = None
     with ThreadPoolExecutor(1) as pool, bench.watch.struck(strike):
-        first: Future[object] = Future()
         try:
-            first.set_result(extend(bench.engine))
+            bench.extend(volume, volume.size_bytes + bench.step)
         except VolDriverError as error:
-            first.set_exception(error)
+            failed = error
     expect(begun, "I9", "the driver was not asked to grow it")
-    return _error(first), _error(begun[0])
+    return failed, _error(begun[0])
 
 
-def _error(future: "Future[None] | Future[object]") -> VolDriverError | None:
+def _error(future: Future[None]) -> VolDriverError | None:
     error = future.exception()
     if error is None or isinstance(error, VolDriverError):
         return error

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import Blow, bring_to, check_halfway, is_killed, strike_all
+from voldrivers.conformance.blows import Blow, bring_to, check_grown, check_halfway, is_killed, strike_all
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.pending import leave_pending
 from voldrivers.conformance.verdicts import expect
@@ -67,7 +67,7 @@ def killed_while_deferred(bench: Bench) -> None:
     leave_pending(bench, volume, target_bytes, grown=True)
     bench.stamp(volume)
     bring_to(bench, volume, target_bytes)
-    bench.check_data(volume)
+    check_grown(bench, volume, volume.size_bytes)
 
 
 def _kill_extend(bench: Bench, make: Make, blow: Blow) -> None:
@@ -80,7 +80,7 @@ def _kill_extend(bench: Bench, make: Make, blow: Blow) -> None:
     blow.look()
     check_halfway(bench, volume, volume.size_bytes, target_bytes)
     bring_to(bench, volume, target_bytes)
-    bench.check_data(volume)
+    check_grown(bench, volume, volume.size_bytes)
     _take_away(bench)
 
 
@@ -95,7 +95,9 @@ def _kill(bench: Bench, make: Make, act: Act, blow: Blow) -> None:
         if resumed.error is not None:
             raise resumed.error
     for left in bench.engine.volumes():
-        expect(left.status in (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE), "I6", "it is not settled", left=left)
+        expect(
+            left.status in (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE), "I6", "it is not settled", left=left
+        )
         bench.check_agreed(left, left.size_bytes)
         bench.check_data(left)
     _take_away(bench)

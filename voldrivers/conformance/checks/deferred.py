@@ -7,7 +7,7 @@ from functools import partial
 from unittest.mock import patch
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import bring_to, check_halfway
+from voldrivers.conformance.blows import bring_to, check_grown, check_halfway
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.pending import answering, asked, leave_pending, say
 from voldrivers.conformance.verdicts import Broken, expect
@@ -63,7 +63,7 @@ def completed(bench: Bench) -> None:
     with asked(bench, after=lambda: bench.stamp(volume)):
         bench.extend(volume, target_bytes)
     bench.check_agreed(volume, target_bytes)
-    bench.check_data(volume)
+    check_grown(bench, volume, volume.size_bytes)
     _check_nothing_pending(bench, volume)
 
 
