@@ -136,7 +136,7 @@ def subject(
     )
 
 
-def _pretend(_argv: Sequence[str], *, timeout_s: float) -> Completed:  # noqa: ARG001 - as `Run` has it
+def _pretend(argv: Sequence[str], *, timeout_s: float) -> Completed:  # noqa: ARG001 - as `Run` has them
     """Run nothing, and say that it went well."""
     return Completed("", "")
 

@@ -137,9 +137,11 @@ def _in_the_middle(
         with bench.another() as elsewhere:
             act(elsewhere)
 
+    waiting = [work]
+
     def strike(_number: int, name: str, at: bool) -> None:
-        if (name, at) == ("extend_volume", before) and not begun:
-            begun.append(pool.submit(work))
+        if (name, at) == ("extend_volume", before) and waiting:
+            begun.append(pool.submit(waiting.pop()))
             with suppress(TimeoutError):  # it may wait for its turn
                 begun[0].exception(timeout=bench.subject.deadline_s)
 

@@ -1,4 +1,4 @@
-"""CRA: whoever works on a volume is killed, anywhere; what is started afterwards ends the work, or undoes it."""
+"""CRA: whoever works on a volume is killed, anywhere; what is started afterwards ends or undoes the work."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +18,7 @@ Act = Callable[[Volume], object]
 
 @check(
     "CRA-001",
-    "wherever an extend is killed, its size is the old or the new one, and it reaches the target exactly once",
+    "wherever an extend is killed, the size is the old or the new one, and reaches the target exactly once",
     level=Level.FAULT,
     hint="compare with volume_size before growing; never grow by a difference from volume.size_bytes",
 )
@@ -35,7 +35,7 @@ def extend_killed(bench: Bench) -> None:
     level=Level.FAULT,
 )
 def others_killed(bench: Bench) -> None:
-    """Kill each of them at each boundary of the driver, start anew, resume, compare, take all away, compare."""
+    """Kill each of them at each boundary of the driver, start anew, resume, take all away, compare."""
     attached, snapped = partial(_attached, bench), partial(_snapped, bench)
     acts: list[tuple[Make, Act]] = [
         (bench.create, lambda _volume: bench.create()),

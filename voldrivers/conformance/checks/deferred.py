@@ -51,7 +51,7 @@ def nothing_done_yet(bench: Bench) -> None:
 
 @deferred(
     "DEF-002",
-    "when the hypervisor has grown it the extend ends at the target, and keeps what the guest wrote meanwhile",
+    "when the hypervisor has grown it the extend ends at the target, and keeps what its guest wrote",
     smoke=True,
     hint="the call after the hypervisor has grown it answers EXTENDED, and never writes to what has grown",
 )

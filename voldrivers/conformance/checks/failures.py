@@ -1,5 +1,6 @@
 """ROL: an extend that fails leaves everything as it was, or a volume that a retry brings to its size."""
 
+from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
@@ -57,7 +58,7 @@ def no_room(bench: Bench) -> None:
 
 @check("ROL-003", "an extend that fails after the backend has grown says so, and a retry ends it")
 def something_grew(bench: Bench) -> None:
-    """Have the driver fail after it grew a volume, look at the status, retry, compare every layer and byte."""
+    """Have the driver fail after it grew a volume, look at its status, retry, compare each layer and byte."""
     volume = bench.create()
     bench.stamp(volume)
     target_bytes = volume.size_bytes + bench.step
@@ -77,7 +78,7 @@ def something_grew(bench: Bench) -> None:
     hint="every call looks first: what an earlier one has done is not done again, what it has not done is",
 )
 def each_step_fails(bench: Bench) -> None:
-    """Extend again and again, each time with the next boundary struck; go on; compare every layer and byte."""
+    """Extend and create again and again, each time with the next boundary struck; go on; compare."""
     strike_all(bench, (fails, is_lost), partial(_fail_and_go_on, bench, bench.create))
     if bench.declared.declares("in_use_extend"):
         strike_all(bench, (fails, is_lost), partial(_fail_and_go_on, bench, bench.in_use))
@@ -105,7 +106,7 @@ def host_fails(bench: Bench) -> None:
 
 @check("ROL-007", "after a failed extend that was given up the next one goes on from the true size")
 def true_size(bench: Bench) -> None:
-    """Have extends fail after the backend grew, give them up, stamp, ask for less than that, then for more."""
+    """Have an extend fail after the backend grew, give it up, stamp, ask for less, then for more; compare."""
     volume = bench.create()
     grown_bytes = volume.size_bytes + 2 * bench.step
     _strike(bench, volume, before=False, size_bytes=grown_bytes)
@@ -136,7 +137,7 @@ def _expect_error(bench: Bench, volume: Volume, size_bytes: int) -> None:
     raise Broken("I1", "a step failed, and the extend was called a success")
 
 
-def _fail_and_go_on(bench: Bench, make: "partial[Volume]", blow: Blow) -> None:
+def _fail_and_go_on(bench: Bench, make: Callable[[], Volume], blow: Blow) -> None:
     volume = make()
     bench.stamp(volume)
     blow.volume, target_bytes = volume, volume.size_bytes + bench.step
