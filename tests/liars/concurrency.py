@@ -69,6 +69,8 @@ class TwoAtOnce(_Unlocked):
     """Extends a volume without holding it, so that the last one to end says how large it is."""
 
     def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        if self.volume(name).attachments:
+            return super().extend(name, size_bytes, wait=wait)
         return self.grow(name, None, size_bytes)
 
 
@@ -76,6 +78,8 @@ class AddsWhatEachLacks(_Unlocked):
     """Works out what a volume lacks before it is its turn, and adds that then."""
 
     def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        if self.volume(name).attachments:
+            return super().extend(name, size_bytes, wait=wait)
         return self.grow(name, size_bytes - self.volume(name).size_bytes, size_bytes)
 
 

@@ -5,19 +5,23 @@ from typing import Any
 from liars.liar import lying_driver
 from voldrivers.abilities import Taken
 from voldrivers.base import Run
-from voldrivers.errors import InvalidState
+from voldrivers.errors import InvalidState, VolDriverError
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryFileDriver
 from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Snapshot, Volume
 
 
 class GrowsInSlices(MemoryDriver):
-    """Grows a volume in two slices; whoever is killed in between leaves a size that nobody asked for."""
+    """Grows a volume in two slices, and takes care of an error in between, not of a kill."""
 
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
         old_bytes = self.volume_size(volume)
         if old_bytes < new_size_bytes:
             self.array.resize(volume.id, (old_bytes + new_size_bytes) // 2)
-            self.run(["grow", "the", "rest"], timeout_s=60)
+            try:
+                self.run(["join", "the", "slices"], timeout_s=60)
+            except VolDriverError:
+                self.array.resize(volume.id, new_size_bytes)
+                raise
         return super().extend_volume(volume, new_size_bytes)
 
 

@@ -16,20 +16,27 @@ from voldrivers.model import Attachment, ConnectionInfo, Extend, ExtendReply, Le
 class ForgetsTheRescan(MemoryHost):
     """Says that it has read the new size, and has not."""
 
+    def forgets(self, _volume: Volume) -> bool:
+        """Tell whether it lies about this volume."""
+        return True
+
     def rescan(self, volume: Volume, attachment: Attachment) -> None:
-        """Do nothing."""
+        if not self.forgets(volume):
+            super().rescan(volume, attachment)
 
     def assist_extend(self, volume: Volume, attachment: Attachment, extend: Extend) -> None:
         seen = self.machine.devices[volume.id]
         super().assist_extend(volume, attachment, extend)
-        self.machine.devices[volume.id] = seen
+        if self.forgets(volume):
+            self.machine.devices[volume.id] = seen
 
     def get_blockdev(self, volume: Volume, attachment: Attachment) -> int:
-        return self.array.sizes[volume.id]
+        size_bytes = super().get_blockdev(volume, attachment)
+        return self.array.sizes[volume.id] if self.forgets(volume) else size_bytes
 
     def ledger_rows(self, volume: Volume, attachment: Attachment, expected_bytes: int) -> Ledger:
-        rows = super().ledger_rows(volume, attachment, expected_bytes)
-        return tuple(replace(row, observed_bytes=self.array.sizes.get(volume.id)) for row in rows)
+        rows, told = super().ledger_rows(volume, attachment, expected_bytes), self.array.sizes.get(volume.id)
+        return tuple(replace(row, observed_bytes=told) for row in rows) if self.forgets(volume) else rows
 
 
 class TrustsTheCache(MemoryHost):
@@ -123,11 +130,10 @@ class WantsAHypervisor(MemoryFileDriver):
 
 
 class FirstHostOnly(ForgetsTheRescan):
-    """Reads the new size only where the volume was attached first."""
+    """Reads the new size only where the volume was attached first, and says so elsewhere."""
 
-    def rescan(self, volume: Volume, attachment: Attachment) -> None:
-        if volume.attachments[0].host == self.name:
-            MemoryHost.rescan(self, volume, attachment)
+    def forgets(self, volume: Volume) -> bool:
+        return any(each.host != self.name for each in volume.attachments[:1])
 
 
 class GrowsBeforeItRefuses(MemoryDriver):

@@ -1,7 +1,5 @@
 """Lies about what failures leave."""
 
-from typing import Any
-
 from liars.liar import lying_driver, lying_engine
 from voldrivers.errors import BackendError, NoSpace, VolDriverError
 from voldrivers.extend.engine import Engine
@@ -127,13 +125,14 @@ class ExtendsOnlyWhatIsSmaller(MemoryDriver):
 class LogsAFailedHost(Engine):
     """Logs that a host could not read the new size, and calls the extend a success."""
 
-    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Any:  # Any: none where it failed
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
         try:
             return super().extend(name, size_bytes, wait=wait)
         except BackendError:
             volume = self.volume(name)
             extend = self.last_extend(volume)
-            assert extend is not None
+            if extend is None:
+                raise
             with self.store.database.transaction():
                 done = "UPDATE volumes SET size_bytes = ?, status = ? WHERE id = ?"
                 self.store.database.change(done, (extend.to_bytes, VolumeStatus.IN_USE, volume.id))

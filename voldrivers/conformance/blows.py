@@ -68,6 +68,10 @@ class Blow:
             self.where = f"{'before' if before else 'after'} {name}"
             raise self.harm(name)
 
+    def __str__(self) -> str:
+        """Say what was done where."""
+        return f"{self.where or 'nowhere'}: {self.harm.__name__}"
+
     @property
     def landed(self) -> bool:
         """Tell whether the operation had such a boundary."""
@@ -91,13 +95,11 @@ def strike_all(bench: Bench, harms: tuple[Harm, ...], scenario: Callable[[Blow],
             try:
                 scenario(blow)
             except Broken as broken:
-                broken.add_note(f"struck {blow.where or 'nowhere'}: {harm.__name__}")
+                broken.add_note(f"struck {blow}")
                 raise
             except VolDriverError as error:
-                where = f"struck {blow.where or 'nowhere'}: {harm.__name__}"
-                raise Broken(
-                    "I6", f"it does not recover: {type(error).__name__}: {error}; {where}"
-                ) from error
+                text = f"it does not recover, struck {blow}: {type(error).__name__}: {error}"
+                raise Broken("I6", text) from error
             if not blow.landed:
                 return
 
