@@ -29,7 +29,7 @@ def created_at_once(bench: Bench) -> None:
     """Create volumes of different sizes in threads, compare every layer and the backend with before."""
     before = bench.everything()
     sizes = {bench.name(): bench.small + number * bench.granule for number in range(_CREATING)}
-    acts = [methodcaller("create_volume", name=name, size_bytes=size) for name, size in sizes.items()]
+    acts = [_create(bench, name, size_bytes) for name, size_bytes in sizes.items()]
     _expect_no_error(_at_once(bench, acts), 0)
     for name, size_bytes in sizes.items():
         bench.check_agreed(bench.engine.volume(name), size_bytes)
@@ -40,7 +40,7 @@ def created_at_once(bench: Bench) -> None:
 def one_name(bench: Bench) -> None:
     """Create a volume of the same name in threads; look for more than one on the backend."""
     before, name = bench.everything(), bench.name()
-    act = methodcaller("create_volume", name=name, size_bytes=bench.small)
+    act = _create(bench, name, bench.small)
     _expect_no_error(_at_once(bench, [act] * _CREATING), _CREATING - 1)
     bench.check_agreed(bench.engine.volume(name), bench.small)
     _check_new(bench, before, 1)
@@ -90,7 +90,9 @@ def beside_an_extend(bench: Bench) -> None:
     if bench.declared.declares("in_use_extend"):
         volume = bench.in_use()
         detach = methodcaller("detach", name=volume.id)
-        _check_settled(bench, volume, _in_the_middle(bench, volume, detach, before=False))
+        with bench.place(volume.attachments[0]).letting_go():
+            errors = _in_the_middle(bench, volume, detach, before=False)
+        _check_settled(bench, volume, errors)
 
 
 @check(
@@ -112,6 +114,11 @@ def let_go(bench: Bench) -> None:
         except InvalidState as error:
             raise Broken("I12", f"it is still held: {error}") from error
         bring_to(bench, volume, size_bytes)
+
+
+def _create(bench: Bench, name: str, size_bytes: int) -> Act:
+    options = bench.subject.volume_options
+    return methodcaller("create_volume", name=name, size_bytes=size_bytes, options=options)
 
 
 def _at_once(bench: Bench, acts: Sequence[Act]) -> list[VolDriverError | None]:
