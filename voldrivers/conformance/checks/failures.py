@@ -80,10 +80,10 @@ def something_grew(bench: Bench) -> None:
 )
 def each_step_fails(bench: Bench) -> None:
     """Extend and create again and again, each time with the next boundary struck; go on; compare."""
+    strike_all(bench, (fails, is_lost), partial(_fail_to_create, bench))
     strike_all(bench, (fails, is_lost), partial(_fail_and_go_on, bench, bench.create))
     if bench.declared.declares("in_use_extend"):
         strike_all(bench, (fails, is_lost), partial(_fail_and_go_on, bench, bench.in_use))
-    strike_all(bench, (fails, is_lost), partial(_fail_to_create, bench))
 
 
 @check(
