@@ -78,6 +78,7 @@ class MemoryPlace(Place):
     def _check_let_in(self, volume: Volume) -> None:
         if (volume.id, self.host.name) not in self.host.array.exports:
             raise OSError(f"host {self.host.name} is not let in")
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         machine = self.host.machine
