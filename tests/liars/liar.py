@@ -32,3 +32,13 @@ class Liar:
 def lying_driver(lie: type[MemoryDriver], found_by: str) -> Liar:
     """Make a liar of a driver."""
     return Liar(lie, found_by, driver=lie)
+
+
+def lying_host(lie: type[MemoryHost], found_by: str, driver: type[MemoryDriver] = MemoryDriver) -> Liar:
+    """Make a liar of a host."""
+    return Liar(lie, found_by, driver=driver, host=lie)
+
+
+def lying_engine(lie: type[Engine], found_by: str, driver: type[MemoryDriver] = MemoryDriver) -> Liar:
+    """Make a liar of an engine."""
+    return Liar(lie, found_by, driver=driver, engine=lie)

@@ -74,8 +74,19 @@ class Bench:
 
     def open(self) -> Engine:
         """Open an engine with a new driver object, as another process would."""
+        engine = self._opened()
+        self._engines.append(engine)
+        return engine
+
+    @contextmanager
+    def another(self) -> Iterator[Engine]:
+        """Give an engine as another process has it, to one thread, and close it."""
+        with self._opened() as engine:
+            yield engine
+
+    def _opened(self) -> Engine:
         subject = self.subject
-        driver = subject.make(watched(subject.driver_class, self.watch), subject.run)
+        driver = subject.make(watched(subject.driver_class, self.watch), self.watch.running(subject.run))
         site = Site(
             Store(self.directory / "records.db"),
             {driver.name: driver},
@@ -86,9 +97,7 @@ class Bench:
             sleep=subject.sleep,
             new_id=self.new_id,
         )
-        engine = subject.engine_class(site)
-        self._engines.append(engine)
-        return engine
+        return subject.engine_class(site)
 
     def restart(self) -> None:
         """Go on with new objects; nothing may have been kept in the old ones."""

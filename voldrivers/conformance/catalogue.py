@@ -72,6 +72,11 @@ class Check:
         """What it does, for people."""
         return inspect.getdoc(self.act) or ""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The names of the capabilities that it needs."""
+        return frozenset(each.partition("=")[0] for each in self.capability.split())
+
     def not_for(self, declared: Capabilities) -> str:
         """Say why it is not for a driver that declares this; nothing if it is."""
         for wanted in self.capability.split():

@@ -68,7 +68,7 @@ def conformance(results: Sequence[Result], found: Sequence[Evidence]) -> Conform
 
 def _of(name: str, declared: Capabilities, checks: Sequence[Check], by_id: dict[str, Result]) -> Evidence:
     is_declared = declared.declares(name)
-    gated = [c.id for c in checks if (c.capability.partition("=")[0] if is_declared else c.absent) == name]
+    gated = [c.id for c in checks if (name in c.needs if is_declared else c.absent == name)]
     ran = {i: by_id[i].verdict for i in gated if i in by_id and by_id[i].verdict != Verdict.NOT_APPLICABLE}
     passed = [verdict is Verdict.PASSED for verdict in ran.values()]
     if set(ran.values()) & set(_BAD):

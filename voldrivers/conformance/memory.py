@@ -1,10 +1,11 @@
 """The suite's own subject: drivers in RAM, an oracle that looks into the array, hosts in RAM."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from voldrivers.base import Driver, Run
+from voldrivers.base import Completed, Driver, Run
 from voldrivers.conformance.subject import Oracle, Place, Subject
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
@@ -78,6 +79,18 @@ class MemoryPlace(Place):
         if (volume.id, self.host.name) not in self.host.array.exports:
             raise OSError(f"host {self.host.name} is not let in")
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        machine = self.host.machine
+        nodes = machine.instances.pop(self.instance)
+        machine.stopped.add(self.instance)
+        try:
+            yield
+        finally:
+            machine.stopped.discard(self.instance)
+            still = {each: machine.devices[each] for each in nodes if each in machine.devices}
+            machine.instances[self.instance] = still
+
 
 @dataclass
 class Clock:
@@ -117,10 +130,16 @@ def subject(
         max_bytes=capacity_bytes,
         now=clock.now,
         sleep=clock.sleep,
+        run=_pretend,
         deadline_s=5.0,
         engine_class=engine_class,
         vast=lambda: subject(driver_class, host_class, _VAST_BYTES, engine_class),
     )
+
+
+def _pretend(argv: Sequence[str], *, timeout_s: float) -> Completed:  # noqa: ARG001 - as `Run` has them
+    """Run nothing, and say that it went well."""
+    return Completed("", "")
 
 
 def _raw(word: str) -> bytes:

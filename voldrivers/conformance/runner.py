@@ -1,5 +1,6 @@
 """The runner: takes checks one after the other, each on a bench of its own, and gives every one a verdict."""
 
+import os
 import secrets
 import tempfile
 import time
@@ -13,6 +14,8 @@ from voldrivers.conformance.subject import Subject
 from voldrivers.conformance.verdicts import Broken, NotRun, Result, Verdict
 from voldrivers.errors import VolDriverError
 
+#: Records of a check need not survive a power cut; on a disk each of them waits for it.
+_IN_RAM = Path("/dev/shm")  # noqa: S108 - a directory of its own is made in it
 #: So many calls of the driver are kept of a check that failed.
 _TRACE = 40
 
@@ -29,7 +32,8 @@ def run_check(check: Check, subject: Subject, run_id: str | None = None) -> Resu
     if reason := check.not_for(subject.driver_class.capabilities):
         return Result(check.id, Verdict.NOT_APPLICABLE, 0.0, reason)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="voldrivers-conform-") as directory:
+    where = _IN_RAM if os.access(_IN_RAM, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="voldrivers-conform-", dir=where) as directory:
         benches: list[Bench] = []
         verdict, text, invariant, readings = _judged(
             lambda: _run(check, subject, Path(directory), run_id, benches), benches

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from voldrivers.base import Driver, Host, Run
+from voldrivers.conformance.verdicts import NotRun
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Attachment, Volume, utc_now
 from voldrivers.process import run
@@ -61,6 +62,13 @@ class Place(ABC):
     @abstractmethod
     def residue(self) -> frozenset[str]:
         """Name what volumes leave on a host: devices, sessions, mounts."""
+
+    def stopped(self) -> AbstractContextManager[None]:
+        """Have the instance stopped for a while, then started again with the volumes that it had.
+
+        Raises NotRun.
+        """
+        raise NotRun("this place cannot stop its instance")
 
 
 @dataclass(frozen=True)

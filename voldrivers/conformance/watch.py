@@ -1,20 +1,24 @@
-"""The watch: every call of the driver goes past it, is noted, and may be struck or forbidden."""
+"""The watch: every call of the driver and every program of it goes past, is noted, and may be struck."""
 
 import inspect
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from voldrivers.abilities import INTERFACES
-from voldrivers.base import Driver
+from voldrivers.base import Completed, Driver, Run
 from voldrivers.conformance.verdicts import Broken
 from voldrivers.errors import VolDriverError
 from voldrivers.model import Snapshot, Volume
 
-#: Called before (True) and after (False) each call of the driver, with the call's number and name.
+#: Called before (True) and after (False) each call of the driver, with the call's number and name; for a
+#: program that the driver runs, the name is `run` and the program's.
 Strike = Callable[[int, str, bool], None]
 
 
@@ -46,6 +50,7 @@ class Watch:
 
     is_ours: Callable[[str], bool]
     calls: list[Call] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
     strike: Strike = _no_strike
     foreign_error: BaseException | None = None
 
@@ -64,10 +69,24 @@ class Watch:
         for each in things:
             if not self.is_ours(each.id):
                 raise RuntimeError(f"the suite was about to call {name} for {each.id}, which is not its own")
-        number, began, answer = len(self.calls), time.monotonic(), "killed"
+        about = ", ".join(f"{type(each).__name__.lower()} {each.name}" for each in things)
+        return self._noted(name, about, partial(method, *args, **words))
+
+    def running(self, run: Run) -> Run:
+        """Give a way to run programs that goes past the watch too."""
+
+        def watched_run(argv: Sequence[str], *, timeout_s: float) -> Completed:
+            act = partial(run, argv, timeout_s=timeout_s)
+            ended: Completed = self._noted(f"run {Path(argv[0]).name}", shlex.join(argv), act)
+            return ended
+
+        return watched_run
+
+    def _noted(self, name: str, about: str, act: Callable[[], Any]) -> Any:  # Any: all
+        number, began, answer = next(self.numbers), time.monotonic(), "killed"
         try:
             self.strike(number, name, True)
-            result = method(*args, **words)
+            result = act()
             answer = _shown(result)
             self.strike(number, name, False)
         except VolDriverError as error:
@@ -80,7 +99,6 @@ class Watch:
             self.foreign_error = error
             raise
         finally:
-            about = ", ".join(f"{type(each).__name__.lower()} {each.name}" for each in things)
             self.calls.append(Call(name, about, answer, time.monotonic() - began))
         return result
 

@@ -1,0 +1,130 @@
+"""Lies about several that work at once."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+from liars.liar import lying_driver, lying_engine
+from voldrivers.extend import lifecycle
+from voldrivers.extend.engine import Engine
+from voldrivers.memory import MemoryDriver
+from voldrivers.model import AttachmentState, Extend, Phase, Volume
+
+#: So long one who looks and then acts is open to others.
+_GAP_S = 0.05
+
+
+class RewritesTheTable(MemoryDriver):
+    """Reads the table of volumes, adds one, and writes the whole table back."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        table = dict(self.array.sizes)
+        table[volume.id] = volume.size_bytes
+        time.sleep(_GAP_S)
+        for name in self.array.sizes.keys() - table.keys():
+            self.array.remove(name)
+        self.array.sizes.update(table)
+        return super().create_volume(volume, options)
+
+
+class MakesItFirst(Engine):
+    """Has the backend make a volume, and looks afterwards whether its name was free."""
+
+    def create_volume(
+        self,
+        name: str,
+        size_bytes: int,
+        backend: str | None = None,
+        options: Mapping[str, object] | None = None,
+        *,
+        multi_attach: bool = False,
+    ) -> Volume:
+        driver = self.site.backend(backend)
+        size_bytes = driver.size_rule.round_up(size_bytes)
+        volume = Volume(self.site.new_id(), name, driver.name, size_bytes, multi_attach=multi_attach)
+        driver.create_volume(volume, options)
+        with self.site.exclusively(volume):
+            self.store.add_volume(volume, options or {})
+            self.store.volume_created(volume, "", size_bytes)
+        return self.volume(volume.id)
+
+
+class _Unlocked(Engine):
+    def grow(self, name: str, more_bytes: int | None, size_bytes: int) -> Extend:
+        """Grow a volume and publish the size, without holding the volume."""
+        volume = self.volume(name)
+        driver = self.site.driver(volume)
+        if more_bytes is not None:
+            time.sleep(_GAP_S)
+            size_bytes = driver.volume_size(volume) + more_bytes
+        driver.extend_volume(volume, size_bytes)
+        with self.store.database.transaction():
+            publish = "UPDATE volumes SET size_bytes = ? WHERE id = ?"
+            self.store.database.change(publish, (size_bytes, volume.id))
+        return Extend(1, volume.id, 0, size_bytes, size_bytes, Phase.COMPLETED, self.site.now())
+
+
+class TwoAtOnce(_Unlocked):
+    """Extends a volume without holding it, so that the last one to end says how large it is."""
+
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        if self.volume(name).attachments:
+            return super().extend(name, size_bytes, wait=wait)
+        return self.grow(name, None, size_bytes)
+
+
+class AddsWhatEachLacks(_Unlocked):
+    """Works out what a volume lacks before it is its turn, and adds that then."""
+
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        if self.volume(name).attachments:
+            return super().extend(name, size_bytes, wait=wait)
+        return self.grow(name, size_bytes - self.volume(name).size_bytes, size_bytes)
+
+
+class DeletesMeanwhile(Engine):
+    """Deletes a volume that somebody else is working on."""
+
+    def delete_volume(self, name: str) -> None:
+        volume = self.volume(name)
+        self.site.driver(volume).delete_volume(volume)
+        self.store.remove_volume(volume)
+
+
+class DetachesBesideAnExtend(Engine):
+    """Takes a volume off its host while it is being extended by somebody else."""
+
+    def detach(
+        self, name: str, host: str | None = None, instance: str | None = None, *, force: bool = False
+    ) -> None:
+        volume = self.volume(name)
+        attachment = lifecycle.choose_attachment(volume, host, instance)
+        leaving = lifecycle.begin_detach(self.site, attachment, AttachmentState.DETACHING)
+        lifecycle.finish_detach(self.site, volume, leaving, attachment)
+
+
+class KeepsTheLock(Engine):
+    """Lets go of a volume when its extend went well."""
+
+    held: list[ExitStack] = []  # noqa: RUF012 - as long as the process
+
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        stack = ExitStack()
+        self.held.append(stack)
+        volume = self.volume(name)
+        stack.enter_context(self.site.exclusively(replace(volume, id=f"extend-{volume.id}")))
+        extend = super().extend(name, size_bytes, wait=wait)
+        stack.close()
+        return extend
+
+
+LIARS = [
+    lying_driver(RewritesTheTable, "CON-001"),
+    lying_engine(MakesItFirst, "CON-002"),
+    lying_engine(TwoAtOnce, "CON-003"),
+    lying_engine(AddsWhatEachLacks, "CON-004"),
+    lying_engine(DeletesMeanwhile, "CON-005"),
+    lying_engine(DetachesBesideAnExtend, "CON-005"),
+    lying_engine(KeepsTheLock, "CON-009"),
+]
