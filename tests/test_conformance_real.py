@@ -50,7 +50,11 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         )
 
 
-@pytest.mark.parametrize("check", catalogue(), ids=lambda check: check.id)
+SMOKE = [pytest.param(check) for check in catalogue() if check.smoke]
+REST = [pytest.param(check, marks=pytest.mark.full) for check in catalogue() if not check.smoke]
+
+
+@pytest.mark.parametrize("check", SMOKE + REST, ids=lambda check: check.id)
 def test_files_in_a_directory(subject: Subject, check: Check) -> None:
     result = run_check(check, subject)
     assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE, Verdict.NOT_RUN), result

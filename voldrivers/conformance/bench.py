@@ -3,7 +3,7 @@
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -186,7 +186,8 @@ class Bench:
 
     def detach(self, volume: Volume, attachment: Attachment) -> None:
         """Detach from one place."""
-        with self.place(attachment).letting_go():
+        place = self.place(attachment)
+        with place.letting_go() if attachment.instance else nullcontext():
             self.engine.detach(volume.id, attachment.host, attachment.instance or "")
 
     def extend(self, volume: Volume, size_bytes: int) -> None:
@@ -293,7 +294,7 @@ class Bench:
         if volume.attachments:
             yield self._disk(volume, volume.attachments[0])
             return
-        attachment = self.attach(volume, instance=False)
+        attachment = self.attach(volume)  # a file may have layers, which only an instance reads
         try:
             yield self._disk(self.now(volume), attachment)
         finally:

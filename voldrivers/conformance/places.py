@@ -9,6 +9,7 @@ from pathlib import Path
 from voldrivers.base import Host
 from voldrivers.conformance.subject import Place
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown
+from voldrivers.filesystem import image_bytes
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.model import Attachment, Volume
 
@@ -23,6 +24,10 @@ class LocalPlace(Place):
         self.host = host
 
     def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
+        info = attachment.connection_info
+        image_format = info.properties.get("format", "raw") if info else "raw"
+        if image_format != "raw":
+            return image_bytes(Path(str(attachment.device_path)), image_format)
         with _opened(attachment, os.O_RDONLY) as medium:
             return os.lseek(medium, 0, os.SEEK_END)
 
