@@ -69,7 +69,7 @@ class ThreeMachines:
         command = self.lab.machine("storage").channel.start(start, _print)
         threading.Thread(target=_to_its_end, args=[command], daemon=True).start()
         answers = "while ! (: >/dev/tcp/127.0.0.1/8776) 2>/dev/null; do sleep 0.1; done"
-        shell(self.lab, "storage", answers, 100)
+        shell(self.lab, "storage", answers, 400)
 
     def do(self, function: Any, *arguments: object) -> Any:  # Any: as the function has it
         """Call one of `inside.clients` on compute2."""
