@@ -112,7 +112,19 @@ def inside(
     *arguments: Arguments.args,
     **named: Arguments.kwargs,
 ) -> Result:
-    """Call a function of the project, or of a module of its tests, in a machine; give what it returns.
+    """Call a function of the project, or of a module of its tests, in a machine; give what it returns."""
+    return inside_for(_COMMAND_S, lab, machine, function, *arguments, **named)
+
+
+def inside_for(
+    limit_s: float,
+    lab: Lab,
+    machine: str,
+    function: Callable[Arguments, Result],
+    *arguments: Arguments.args,
+    **named: Arguments.kwargs,
+) -> Result:
+    """Call a function that may take so long.
 
     The project's files are brought as they are now. Arguments and result go as JSON. What else it prints is
     in the report of a test that fails.
@@ -120,7 +132,7 @@ def inside(
     lab.bring_project(machine, CHECKOUT)
     code = _CALL.format(module=function.__module__, name=function.__name__)
     argv = ["python3", "-c", code, json.dumps(arguments), json.dumps(named)]
-    done = lab.machine(machine).channel.run(argv, timeout_s=_COMMAND_S, env=project.ENVIRONMENT)
+    done = lab.machine(machine).channel.run(argv, timeout_s=limit_s, env=project.ENVIRONMENT)
     *printed, answer = done.stdout.splitlines()
     print(*printed, done.stderr, sep="\n")
     result: Result = json.loads(answer)

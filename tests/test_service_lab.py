@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from inside import clients
-from labs import CHECKOUT, inside, shell, started
+from labs import CHECKOUT, inside, inside_for, shell, started
 
 from voldrivers.errors import BackendError, OutcomeUnknown
 from voldrivers.guests.verified import DiskReport, read_report
@@ -69,7 +69,7 @@ class ThreeMachines:
         command = self.lab.machine("storage").channel.start(start, _print)
         threading.Thread(target=_to_its_end, args=[command], daemon=True).start()
         answers = "while ! (: >/dev/tcp/127.0.0.1/8776) 2>/dev/null; do sleep 0.1; done"
-        shell(self.lab, "storage", answers, 100)
+        shell(self.lab, "storage", answers, 400)
 
     def do(self, function: Any, *arguments: object) -> Any:  # Any: as the function has it
         """Call one of `inside.clients` on compute2."""
@@ -151,7 +151,7 @@ def test_glance_store_writes_an_image_of_unknown_size_and_extends_in_use(served:
 
     Over NFS its own code cannot (glance_store 5.7.0, _drivers/cinder/nfs.py: extend_volume).
     """
-    written, said, volume_id, digest = served.do(clients.add_image, 1040)
+    written, said, volume_id, digest = inside_for(900, served.lab, "compute2", clients.add_image, 1040)
     assert (written, said) == (1040 * MiB, digest)
     _, shown = served.do(clients.ask, "GET", f"volumes/{volume_id}")
     assert (shown["volume"]["status"], shown["volume"]["size"]) == ("available", 2)
