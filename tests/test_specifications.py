@@ -1,7 +1,9 @@
 """What the specifications ask to be tested, scenario by scenario, over HTTP with a real guest.
 
 Enable extend of attached volumes (Cinder): the three scenarios of its section Testing, statuses and policy.
-Use extend volume completion action (Nova): a compute that is too old; more is in test_extend_by_events.py.
+Use extend volume completion action (Nova): a compute that is too old. Of its section Testing are, in
+test_extend_by_events.py, the completion in every success and error (test_an_event) and completions that fail
+(test_a_completion); in test_compute_face.py, volumes that are not extending (test_a_classic_event...).
 """
 
 from collections.abc import Iterator

@@ -66,7 +66,7 @@ def test_cinderclient_extends_a_volume_that_a_guest_uses(site: ServiceSite, gues
     assert cinder.attachments.show(attachment.id).connection_info["driver_volume_type"] == "file"
     (pool,) = cinder.pools.list(detailed=True)
     assert pool.online_extend_support is True
-    site.wait(volume.id, "in-use")
+    wait_until(lambda: cinder.volume_snapshots.get(snapshot.id).status == "available", SOON_S, "the snapshot")
     cinder.volume_snapshots.delete(snapshot)
     wait_until(lambda: not cinder.volume_snapshots.list(), SOON_S, "the snapshot to go")
     site.detach(attachment.id, guest)
