@@ -21,6 +21,9 @@ _GRACE_S = 120
 _QUEUED = 128
 #: A request's header, and the TLS handshake before it, must have come by then.
 _HEADER_S = 20.0
+#: A client may think for so long between two requests: glance_store waits for up to 15 s, and meets the end of a
+#: connection at every limit that is near to that.
+_KEPT_S = 75
 #: Connections may take so many files, so that programs, records and locks find some.
 _MOST_FILES = 800
 
@@ -131,6 +134,7 @@ def make_server(app: App, identity: Identity) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=_KEPT_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
         ssl_ca_certs=None if client_ca is None else str(client_ca),
