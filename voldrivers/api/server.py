@@ -21,8 +21,8 @@ _GRACE_S = 120
 _QUEUED = 128
 #: A request's header, and the TLS handshake before it, must have come by then.
 _HEADER_S = 20.0
-#: A client may think for so long between two requests: glance_store waits for up to 15 s, and meets the end of a
-#: connection at every limit that is near to that.
+#: A client may think for so long between two requests. A limit that is near to what one waits (glance_store:
+#: 4 to 15 s) has its next request meet the end of the connection.
 _KEPT_S = 75
 #: Connections may take so many files, so that programs, records and locks find some.
 _MOST_FILES = 800
