@@ -77,6 +77,7 @@ class MemoryDriver(Driver, Snapshots, Reverts, Clones, Manages):
         return ExtendReply.EXTENDED
 
     def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
+        self.volume_size(volume)
         self.array.exports.add((volume.id, connector.host))
         return ConnectionInfo("memory", {"volume_id": volume.id})
 

@@ -89,6 +89,8 @@ class NFSDriver(Driver, GrownByHypervisor, Snapshots, Reverts, Clones, Manages):
 
     def delete_volume(self, volume: Volume) -> None:
         """Remove all its files, in either format: a create whose answer was lost leaves nothing."""
+        if volume.attachments:
+            raise InvalidState(volume.title, f"attached to {volume.attachments[0].place}", "detached")
         directory = self._folder().path
         paths = [directory / name for name in names_of(directory, volume.id)]
         for path in paths:
