@@ -8,6 +8,7 @@ test_extend_by_events.py, the completion in every success and error (test_an_eve
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import offline
 import pytest
@@ -103,6 +104,40 @@ def test_every_other_status_is_refused(tmp_path: Path, guest: DeviceGuest) -> No
         site.done("DELETE", f"attachments/{reserved}")
         site.extend(volume_id, 2)
         assert site.wait(volume_id, "available")["size"] == 2
+    finally:
+        site.end()
+
+
+def test_a_volume_that_is_for_reading_is_not_attached_for_writing(tmp_path: Path) -> None:
+    """Glance says so of an image that is whole (`os-update_readonly_flag`)."""
+    site = ServiceSite(tmp_path)
+
+    def attached(mode: str | None) -> Any:  # Any: what JSON holds
+        body = {"volume_uuid": volume_id, "connector": {"host": "elsewhere", "ip": "192.0.2.1"}}
+        return {"attachment": body if mode is None else {**body, "mode": mode}}
+
+    def flag(value: object) -> dict[str, object]:
+        return {"os-update_readonly_flag": {"readonly": value}}
+
+    try:
+        volume_id = site.create()
+        action = f"volumes/{volume_id}/action"
+        site.done("PUT", f"volumes/{volume_id}/metadata", {"metadata": {"a": "b"}})
+        site.refused(400, "POST", action, flag("perhaps"))
+        site.done("POST", action, flag(value=True))
+        assert site.show(volume_id)["metadata"] == {"a": "b", "readonly": "True"}
+        assert "is read-only" in site.refused(400, "POST", "attachments", attached("rw"))
+        plugged = {"attachment": {"volume_uuid": volume_id, "voldrivers:host": "compute1"}}
+        assert "is read-only" in site.refused(400, "POST", "attachments", plugged)
+        for mode in ("ro", None):
+            given = site.done("POST", "attachments", attached(mode))["attachment"]
+            assert (given["attach_mode"], given["connection_info"]["access_mode"]) == ("ro", "ro")
+            assert "must be available" in site.refused(400, "POST", action, flag(value=False))
+            site.done("DELETE", f"attachments/{given['id']}")
+        site.done("POST", action, flag(value=False))
+        given = site.done("POST", "attachments", attached("rw"))["attachment"]
+        assert given["attach_mode"] == "rw"
+        assert site.show(volume_id)["metadata"] == {"a": "b"}
     finally:
         site.end()
 

@@ -23,6 +23,7 @@ RULES: Mapping[str, tuple[str, str]] = {
     "volume:get": (_READER, "show a volume"),
     "volume:get_all": (_READER, "list volumes"),
     "volume:update": (_MEMBER, "change a volume's name, description and metadata"),
+    "volume:update_readonly_flag": (_MEMBER, "say that a volume is for reading only, or no longer"),
     "volume:delete": (_MEMBER, "delete a volume"),
     "volume:extend": (_MEMBER, "extend a volume"),
     "volume:extend_attached_volume": (_MEMBER, "extend a volume that is attached"),

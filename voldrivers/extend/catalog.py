@@ -14,13 +14,17 @@ from voldrivers.extend.database import Database, Row
 from voldrivers.model import Attachment, Message, Volume, utc_now
 
 _COLUMNS = (
-    "id, volume_id, project, user, name, description, metadata, size_bytes, created_at, updated_at, failure"
+    "id, volume_id, project, user, name, description, metadata, size_bytes, created_at, updated_at, failure,"
+    " read_only"
 )
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a client said. `volume_id` is that of a snapshot's volume; `size_bytes` what was asked for."""
+    """What a client said. `volume_id` is that of a snapshot's volume; `size_bytes` what was asked for.
+
+    Where `read_only` is set the volume is not attached for writing again.
+    """
 
     id: str
     project: str
@@ -33,6 +37,7 @@ class Description:
     created_at: datetime = field(default_factory=utc_now)
     updated_at: datetime | None = None
     failure: str = ""
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Catalog:
             description.created_at.isoformat(),
             None if description.updated_at is None else description.updated_at.isoformat(),
             description.failure,
+            int(description.read_only),
         )
         with self.database.transaction():
             marks = ", ".join("?" * len(values))
@@ -128,6 +134,7 @@ def _description(row: Row) -> Description:
             created_at=datetime.fromisoformat(row["created_at"]),
             updated_at=None if changed is None else datetime.fromisoformat(changed),
             failure=row["failure"],
+            read_only=bool(row["read_only"]),
         )
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         what = f"holds a description that makes no sense: {error}"

@@ -94,4 +94,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             failure TEXT NOT NULL DEFAULT ''
         ) STRICT""",
     ),
+    # Set by a client whose volume holds something that is whole: nobody may attach it for writing again.
+    ("ALTER TABLE descriptions ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0",),
 )

@@ -1,9 +1,11 @@
 """What is done with a volume: extending, completing, repairing, resetting, reverting, giving up."""
 
+from dataclasses import replace
+
 from fastapi import APIRouter
 
 from voldrivers.api.volume import bodies, versions, views
-from voldrivers.api.volume.asked import Asked, Question
+from voldrivers.api.volume.asked import Asked, Question, changed
 from voldrivers.api.volume.faults import Refused
 from voldrivers.errors import InvalidState, NotFound, NotSupported
 from voldrivers.extend.catalog import Catalog
@@ -25,6 +27,8 @@ async def act(asked: Question, volume_id: str, body: bodies.VolumeAction) -> Non
         await _reset(asked, volume_id, body.reset_status)
     elif body.revert is not None:
         await _revert(asked, volume_id, body.revert.snapshot_id)
+    elif body.update_readonly_flag is not None:
+        await _update_readonly_flag(asked, volume_id, body.update_readonly_flag)
     elif "unmanage" in body.model_fields_set:
         await _unmanage(asked, volume_id)
     else:
@@ -119,6 +123,19 @@ async def _revert(asked: Asked, volume_id: str, snapshot_id: str) -> None:
         engine.revert_to_snapshot(snapshot.id)
 
     await asked.act(work)
+
+
+async def _update_readonly_flag(asked: Asked, volume_id: str, wanted: bodies.ReadonlyFlag) -> None:
+    """`os-update_readonly_flag`: as Cinder, of a volume that nobody has attached."""
+
+    def work(engine: Engine) -> None:
+        volume, said = asked.found(engine, volume_id, "volume:update_readonly_flag")
+        if volume.status is not VolumeStatus.AVAILABLE:
+            raise InvalidState(volume.title, volume.status, VolumeStatus.AVAILABLE)
+        before = changed(asked, volume, said, bodies.Changes())
+        Catalog(engine.store.database).put(replace(before, read_only=wanted.readonly))
+
+    await asked.look(work)
 
 
 async def _unmanage(asked: Asked, volume_id: str) -> None:

@@ -25,11 +25,14 @@ async def create(asked: Question, body: bodies.CreateAttachment) -> views.View:
         raise Refused(400, f"mode came with version {versions.ATTACHMENT_MODE}.")
 
     def work(engine: Engine) -> Attachment:
-        volume, _ = asked.found(engine, wanted.volume_uuid, "volume:attachment_create")
+        volume, said = asked.found(engine, wanted.volume_uuid, "volume:attachment_create")
+        for_reading = said is not None and said.read_only
+        if for_reading and (wanted.host is not None or wanted.mode == "rw"):
+            raise Refused(400, f"Volume {volume.id} is read-only, and cannot be attached for writing.")
         if wanted.host is not None:
             asked.must("voldrivers:attach")
             return engine.attach(volume.id, wanted.host, wanted.instance_uuid)
-        read_only = wanted.mode == "ro"
+        read_only = for_reading or wanted.mode == "ro"
         return _created(engine, volume, wanted.instance_uuid, wanted.connector, read_only=read_only)
 
     # To its end, however long that takes: the answer holds the connection.

@@ -152,6 +152,12 @@ class Revert(Body):
     snapshot_id: _Id
 
 
+class ReadonlyFlag(Body):
+    """Whether the volume is for reading only."""
+
+    readonly: StrictBool
+
+
 #: Their argument is null.
 _WITHOUT_ARGUMENTS = ("unmanage", "retry", "repair", "cancel")
 
@@ -167,6 +173,7 @@ class VolumeAction(Body):
     )
     reset_status: ResetStatus | SkipJsonSchema[None] = Field(None, alias="os-reset_status")
     revert: Revert | SkipJsonSchema[None] = None
+    update_readonly_flag: ReadonlyFlag | SkipJsonSchema[None] = Field(None, alias="os-update_readonly_flag")
     unmanage: None = Field(None, alias="os-unmanage")
     retry: None = Field(None, alias="voldrivers:retry")
     repair: None = Field(None, alias="voldrivers:repair")

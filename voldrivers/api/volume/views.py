@@ -61,6 +61,8 @@ def volume(
         "voldrivers:backend_bytes": shown.backend_bytes,
         "voldrivers:last_extend": None if extend is None else _EXTEND.dump_python(extend, mode="json"),
     }
+    if described.read_only:
+        view["metadata"] |= {"readonly": "True"}
     if is_admin:
         view |= {
             "os-vol-host-attr:host": f"voldrivers@{shown.backend}#{shown.backend}",
