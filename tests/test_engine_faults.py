@@ -310,12 +310,15 @@ def test_a_lost_answer_of_one_of_several_keeps_it_extending(ram_path: Path) -> N
         assert engine.resume()[0].error is None
 
 
-def test_a_driver_with_a_bug_leaves_what_resume_ends(ram_path: Path) -> None:
+@pytest.mark.parametrize(("side", "method"), [("ram", "extend_volume"), ("a", "rescan")])
+def test_a_bug_after_growth_leaves_what_resume_ends(ram_path: Path, side: str, method: str) -> None:
     with attached(ram_path, MemoryDriver, MemoryHost, "a") as (engine, world):
-        hook(engine.site.hosts["a"], "rescan", lambda: {"a": "bug"}["b"])
+        faulty = engine.site.drivers["ram"] if side == "ram" else engine.site.hosts["a"]
+        hook(faulty, method, after=lambda: {"a": "bug"}["b"])
         with pytest.raises(KeyError):
             engine.extend("v", LARGE)
         assert status(engine) is VolumeStatus.EXTENDING
+        assert list(world.array.sizes.values()) == [LARGE]
     with world.engine(ram_path) as later:
         assert later.resume()[0].error is None
         assert sizes(later) == (LARGE, LARGE)
@@ -439,6 +442,40 @@ def test_the_place_is_named_when_its_error_does_not(ram_path: Path) -> None:
         with pytest.raises(BackendError, match="b/vm: QEMU: it broke"):
             engine.extend("v", LARGE)
         assert "a/vm" not in texts(engine)[0]
+
+
+@pytest.mark.parametrize("failing", ["vm", "vm2"])
+def test_one_of_two_guests_of_a_host_fails_and_the_other_one_is_shown_the_size(
+    ram_path: Path, failing: str
+) -> None:
+    """Whichever of them is asked first."""
+    with attached(ram_path, MemoryDriver, MemoryHost, "a") as (engine, world):
+        guests, volume_id = world.machines["a"].instances, engine.volume("v").id
+        guests["vm2"] = {}
+        engine.attach("v", "a", "vm2")
+        del guests[failing][volume_id]
+        with pytest.raises(BackendError, match=f"a/{failing}: instance a/{failing} is without volume v"):
+            engine.extend("v", LARGE)
+        (other,) = guests.keys() - {failing}
+        assert guests[other] == {volume_id: LARGE}
+        assert {row.place for row in engine.ledger("v") if row.stale} == {f"a/{failing}"}
+        guests[failing][volume_id] = SMALL
+        assert engine.retry("v").phase is Phase.COMPLETED
+        assert guests[failing] == {volume_id: LARGE}
+
+
+def test_only_an_instance_is_asked_to_show_the_size(ram_path: Path) -> None:
+    with attached(ram_path, MemoryDriver, MemoryHost, "a") as (engine, world):
+        engine.attach("v", "b")
+        asked: list[str] = []
+        for name, host in engine.site.hosts.items():
+            hook(host, "assist_extend", partial(asked.append, name))
+        assert engine.extend("v", LARGE).phase is Phase.COMPLETED
+        assert asked == ["a"]
+        assert {name: list(each.devices.values()) for name, each in world.machines.items()} == {
+            "a": [LARGE],
+            "b": [LARGE],
+        }
 
 
 def test_a_lost_host_is_detached_by_force_and_the_rest_goes_on(ram_path: Path) -> None:

@@ -18,6 +18,7 @@ from realsite import (
     attached,
     check_grown,
     check_untouched,
+    disk_of,
     node_bytes,
 )
 
@@ -96,6 +97,21 @@ def test_a_file_that_was_cut_under_its_qemu_is_made_whole_again(
         engine.extend(NAME, SMALL) if act == "extend" else engine.repair(NAME)
     site.check_steady(VolumeStatus.IN_USE, SMALL)
     assert "had only 2 MiB of 4 MiB: what was beyond is lost" in site.messages
+
+
+@THIN
+def test_a_file_larger_than_its_records_is_attached_and_kept(
+    site: RealSite, guest: DeviceGuest, kind: Kind
+) -> None:
+    """As an extend leaves it that nobody has ended; the guest can use all of it."""
+    site.create(kind)
+    process.run(["qemu-img", "resize", "-f", kind.format, str(site.path), str(LARGE)], timeout_s=20)
+    site.attach(guest.qmp_socket)
+    assert (disk_of(site, guest).capacity_bytes(), site.volume.size_bytes) == (LARGE, SMALL)
+    assert [row.layer for row in site.ledger if row.stale]
+    site.extend(SMALL)
+    site.check_steady(VolumeStatus.IN_USE, LARGE)
+    assert "the backend had 8 MiB instead of 4 MiB: it is kept" in site.messages
 
 
 def test_an_odd_size_is_brought_to_whole_sectors_when_it_is_attached(

@@ -107,6 +107,20 @@ def test_openstacksdk_extends_a_volume_that_a_guest_uses(site: ServiceSite, gues
     storage.wait_for_delete(volume, interval=0.2, wait=30)
 
 
+def test_a_detached_volume_is_extended_at_every_version_that_is_told(site: ServiceSite) -> None:
+    """The microversion of in-use extends is for those; one that the service does not know is named."""
+    volume_id = site.create()
+    least, newest = (site.done("GET", "/v3/")["versions"][0][each] for each in ("min_version", "version"))
+    for size, version in enumerate((least, "3.41", newest), 2):
+        body = {"os-extend": {"new_size": size}}
+        site.done("POST", f"volumes/{volume_id}/action", body, version=version)
+        assert site.wait(volume_id, "available")["size"] == size
+    later = {"os-extend": {"new_size": 9}}
+    said = site.refused(406, "POST", f"volumes/{volume_id}/action", later, version="3.999")
+    assert newest in said
+    assert site.show(volume_id)["size"] == 4
+
+
 # --- our own command line
 
 
