@@ -222,6 +222,21 @@ def test_the_calls_of_the_specification_while_it_is_extending(
     assert ended(site, guest, volume_id) == 3
 
 
+def test_an_event_that_fails_keeps_no_other_one_of_its_request_from_being_carried_out(
+    site: ServiceSite, guest: DeviceGuest, volume_id: str, events: Between
+) -> None:
+    events.meddle = lost
+    site.extend(volume_id, 2)
+    unplugged = site.create()
+    sent = [
+        {"name": "volume-extended", "server_uuid": guest.name, "tag": tag} for tag in (unplugged, volume_id)
+    ]
+    answer = site.compute("POST", "os-server-external-events", {"events": sent})
+    assert [each["code"] for each in answer.json()["events"]] == [200, 200]
+    assert ended(site, guest, volume_id) == 2
+    assert f"event volume-extended of volume {unplugged}" in site.agent.log
+
+
 @pytest.mark.parametrize("who", ["service", "agent"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_one_is_killed_and_started_again(
