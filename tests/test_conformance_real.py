@@ -44,7 +44,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
             NFSDriver,
             make,
             [GuestPlace(host, guest)],
-            ShareOracle(share),
+            ShareOracle(NFSOptions(str(share))),
             volume_options={"format": "raw"},
             deadline_s=20.0,
         )

@@ -6,7 +6,7 @@ by being installed.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -15,6 +15,7 @@ from voldrivers.base import Driver, Host
 from voldrivers.errors import InvalidInput, NotSupported
 
 _DRIVERS, _HOSTS = "voldrivers.drivers", "voldrivers.hosts"
+_ORACLES = "voldrivers.oracles"
 _EXTRA = re.compile(r"(?P<name>[A-Za-z0-9._-]+).*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"]")
 
 
@@ -38,6 +39,29 @@ def host_class(name: str) -> type[Host]:
     """Find an installed kind of host. Raises as `driver_class`."""
     found: type[Host] = _load(_HOSTS, name, Host)
     return found
+
+
+def driver_at(text: str) -> type[Driver]:
+    """Find a driver by its name, or one that need not be installed by its `module:Class`. Raises as above."""
+    if ":" not in text:
+        return driver_class(text)
+    found: type[Driver] = _checked(f"driver {text}", _point(_DRIVERS, text), Driver)
+    return found
+
+
+def oracle_maker(text: str) -> Callable[[Any], Any]:  # Any: options of a driver in, an oracle out
+    """Find what makes an oracle of a driver's options, by its `module:Class`. Raises NotSupported."""
+    found: Callable[[Any], Any] = _loaded(f"oracle {text}", _point(_ORACLES, text))  # Any: as above
+    return found
+
+
+def oracle_of(driver: type[Driver]) -> Callable[[Any], Any] | None:  # Any: as above
+    """Find what makes the oracle of an installed driver; None where nothing is offered."""
+    for name, points in _entry_points(_DRIVERS).items():
+        offered = _entry_points(_ORACLES).get(name)
+        if offered and any(point.value == f"{driver.__module__}:{driver.__qualname__}" for point in points):
+            return oracle_maker(offered[0].value)
+    return None
 
 
 def missing_library(error: ModuleNotFoundError, distribution: str = "voldrivers") -> NotSupported:
@@ -74,17 +98,29 @@ def _load(group: str, name: str, base: type) -> Any:  # Any: a concrete subclass
     if len(points) > 1:
         packages = " and ".join(_package(point) for point in points)
         raise InvalidInput(subject, f"{name!r} is offered by {packages}; uninstall one")
-    try:
-        loaded = points[0].load()
-    except ModuleNotFoundError as error:
-        raise NotSupported(subject, str(missing_library(error, _package(points[0])))) from error
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise NotSupported(subject, f"cannot be loaded from {points[0].value}: {error}") from error
+    return _checked(subject, points[0], base)
+
+
+def _checked(subject: str, point: metadata.EntryPoint, base: type) -> Any:  # Any: as _load
+    loaded = _loaded(subject, point)
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise NotSupported(subject, f"{points[0].value} is no {base.__name__}")
+        raise NotSupported(subject, f"{point.value} is no {base.__name__}")
     if lacking := sorted(getattr(loaded, "__abstractmethods__", ())):
-        raise NotSupported(subject, f"{points[0].value} lacks {', '.join(lacking)}")
+        raise NotSupported(subject, f"{point.value} lacks {', '.join(lacking)}")
     return loaded
+
+
+def _loaded(subject: str, point: metadata.EntryPoint) -> Any:  # Any: whatever stands there
+    try:
+        return point.load()
+    except ModuleNotFoundError as error:
+        raise NotSupported(subject, str(missing_library(error, _package(point)))) from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise NotSupported(subject, f"cannot be loaded from {point.value}: {error}") from error
+
+
+def _point(group: str, text: str) -> metadata.EntryPoint:
+    return metadata.EntryPoint(text, text, group)
 
 
 def _package(point: metadata.EntryPoint) -> str:

@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "certificate and key; and one [host.NAME], NAME being what the controllers call this machine.\n"
         "SIGTERM and Ctrl-C let what is under way end (exit code 0)."
     )
+    _add_suite(words, everywhere)
     _add_lab(
         _group(words, "lab", "virtual machines with real LVM, iSCSI and NFS to try drivers in"), everywhere
     )
@@ -258,6 +259,39 @@ def _add_looking(words: Words, everywhere: argparse.ArgumentParser) -> None:
     _add(words, "capabilities", everywhere, "capabilities", "list what the installed drivers declare")
     config = _group(words, "config", "the configuration")
     _add(config, "check", everywhere, "check_config", "explain every key and say what is wrong")
+
+
+def _add_suite(words: Words, everywhere: argparse.ArgumentParser) -> None:
+    conform = _add(words, "conform", everywhere, "conform", "run the conformance suite on a driver")
+    driver = "the name of an installed one, or module:Class"
+    conform.add_argument("driver", metavar="DRIVER", nargs="?", help=driver)
+    conform.add_argument("--destroy", metavar="POOL", help="run it: everything in this pool may be destroyed")
+    conform.add_argument("--out", metavar="DIR", help="where the results come")
+    conform.add_argument("--profile", choices=("smoke", "all"), default="all", help="which checks")
+    conform.add_argument(
+        "--only", metavar="ID", action="append", default=[], help="a check or a group; may be repeated"
+    )
+    conform.add_argument("--known", metavar="FILE", help="what is known to fail, a TOML file")
+    conform.add_argument("--keep", action="store_true", help="leave everything as it is where a check fails")
+    conform.add_argument("--explain", metavar="ID", help="say what a check does, and nothing else")
+    conform.epilog = (
+        "Without --destroy it says what would be run, and touches nothing. --config is the file of the\n"
+        "run (docs/conformance.md).\n\n"
+        "exit codes:\n    0  conformant\n    1  non-conformant\n"
+        "    2  inconclusive: the suite itself failed\n"
+        "    3  not run: a key is missing, or the input is wrong\n"
+        "    4  partial: something could not be run, or is known to fail"
+    )
+    scratch = _group(words, "scratch", "pools that may be destroyed")
+    init = _add(
+        scratch, "init", everywhere, "scratch_init", "mark an empty pool as one that may be destroyed"
+    )
+    init.add_argument("driver", metavar="DRIVER", help=driver)
+    init.add_argument("--pool", metavar="POOL", required=True, help="as the file of the run has it")
+    sweep = _add(words, "sweep", everywhere, "sweep", "take away what killed runs of the suite have left")
+    sweep.add_argument("--run", metavar="ID", help="only this one")
+    sweep.add_argument("--older-than", metavar="SECONDS", type=_seconds, help="only those that began before")
+    sweep.add_argument("--dry-run", action="store_true", help="say what there is, and touch nothing")
 
 
 def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from voldrivers.base import Driver
 from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.config import Policy
 from voldrivers.conformance.disk import Disk, Stamps
+from voldrivers.conformance.ending import take_away
 from voldrivers.conformance.subject import Place, Subject
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Watch, watched
@@ -19,7 +20,7 @@ from voldrivers.errors import VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.extend.site import Site
 from voldrivers.extend.store import Store
-from voldrivers.model import Attachment, Volume, VolumeStatus
+from voldrivers.model import Attachment, Volume
 from voldrivers.sizes import MiB, SizeRule
 
 _BACKEND = "subject"
@@ -38,11 +39,17 @@ class Everything:
 class Bench:
     """What a check works with. It ends with everything taken away again, and nothing left behind."""
 
-    def __init__(self, subject: Subject, directory: Path, run_id: str | None = None) -> None:
-        """Work on a subject; records and locks are kept in `directory`."""
+    #: Whether it ended with everything taken away.
+    is_clean = False
+
+    def __init__(
+        self, subject: Subject, directory: Path, run_id: str | None = None, *, keeps: bool = False
+    ) -> None:
+        """Work on a subject; records and locks are in `directory`. If it `keeps`, failures stay."""
+        self.keeps = keeps
         self.subject, self.directory = subject, directory
         self.run_id = run_id or secrets.token_hex(4)
-        self.watch = Watch(self.is_ours)
+        self.watch = Watch(self.is_ours, subject.intend)
         self.stamps: dict[str, Stamps] = {}
         #: Ids that are drawn next, instead of new ones.
         self.ids: list[str] = []
@@ -59,16 +66,27 @@ class Bench:
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         try:
-            self.take_everything_away()
-            if error is None:
-                self.check_nothing_left()
+            self._end(error)
+            self.is_clean = True
         except (VolDriverError, Broken) as left:
             if error is None:
                 raise
             error.add_note(f"and it could not be cleaned up: {left}")
         finally:
-            for engine in self._engines:
-                engine.store.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the records; whatever was made stays."""
+        for engine in self._engines:
+            engine.store.close()
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is not None and self.keeps:
+            raise Broken("I10", "it was to be kept as it is")
+        self.restart()
+        take_away(self.engine, self.detach)
+        if error is None:
+            self.check_nothing_left()
 
     # --- the driver in its engine
 
@@ -315,26 +333,6 @@ class Bench:
             disk.check()
 
     # --- the end
-
-    def take_everything_away(self) -> None:
-        """Detach, and remove snapshots and volumes of ours, newest first."""
-        self.restart()
-        engine = self.engine
-        with suppress(VolDriverError):
-            engine.resume()
-        with ExitStack() as ending:
-            for volume in engine.volumes():
-                ending.callback(self._delete, volume.id)
-                for snapshot in volume.snapshots:
-                    ending.callback(engine.delete_snapshot, snapshot.id)
-                for attachment in volume.attachments:
-                    ending.callback(self.detach, volume, attachment)
-
-    def _delete(self, volume_id: str) -> None:
-        volume = self.engine.volume(volume_id)
-        if volume.status is VolumeStatus.ERROR_EXTENDING:
-            self.engine.retry(volume_id)
-        self.engine.delete_volume(volume_id)
 
     def check_nothing_left(self) -> None:
         """Compare with what was there before the check (I10)."""

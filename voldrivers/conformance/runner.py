@@ -2,22 +2,34 @@
 
 import os
 import secrets
+import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, catalogue
 from voldrivers.conformance.subject import Subject
-from voldrivers.conformance.verdicts import Broken, NotRun, Result, Verdict
+from voldrivers.conformance.verdicts import Broken, NotRun, Overdue, Result, Verdict
 from voldrivers.errors import VolDriverError
 
 #: Records of a check need not survive a power cut; on a disk each of them waits for it.
 _IN_RAM = Path("/dev/shm")  # noqa: S108 - a directory of its own is made in it
 #: So many calls of the driver are kept of a check that failed.
 _TRACE = 40
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where records of checks stand on disk, so that a killed run can be swept up; else they are in RAM."""
+
+    directory: Path
+    #: Whether a check that failed leaves all as it is, for who looks.
+    failures: bool = False
 
 
 def run_checks(subject: Subject, checks: Sequence[Check] | None = None) -> Iterator[Result]:
@@ -27,36 +39,51 @@ def run_checks(subject: Subject, checks: Sequence[Check] | None = None) -> Itera
         yield run_check(check, subject, run_id)
 
 
-def run_check(check: Check, subject: Subject, run_id: str | None = None) -> Result:
+def run_check(check: Check, subject: Subject, run_id: str | None = None, kept: Kept | None = None) -> Result:
     """Run one check to its verdict; what the driver raises never gets out."""
     if reason := check.not_for(subject.driver_class.capabilities):
         return Result(check.id, Verdict.NOT_APPLICABLE, 0.0, reason)
     began = time.monotonic()
-    where = _IN_RAM if os.access(_IN_RAM, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="voldrivers-conform-", dir=where) as directory:
-        benches: list[Bench] = []
+    benches: list[Bench] = []
+    with _directory(check, kept, benches) as directory:
+        keeps = kept is not None and kept.failures
         verdict, text, invariant, readings = _judged(
-            lambda: _run(check, subject, Path(directory), run_id, benches), benches
+            lambda: _run(check, Bench(subject, directory, run_id, keeps=keeps), benches), benches
         )
     calls = tuple(str(call) for bench in benches for call in bench.watch.calls[-_TRACE:])
-    kept = calls if verdict in (Verdict.FAILED, Verdict.ERROR) else ()
-    return Result(check.id, verdict, time.monotonic() - began, text, invariant, readings, kept)
+    told = calls if verdict in (Verdict.FAILED, Verdict.ERROR) else ()
+    return Result(check.id, verdict, time.monotonic() - began, text, invariant, readings, told)
 
 
-def _run(check: Check, subject: Subject, directory: Path, run_id: str | None, benches: list[Bench]) -> None:
-    with Bench(subject, directory, run_id) as bench:
-        benches.append(bench)
+@contextmanager
+def _directory(check: Check, kept: Kept | None, benches: list[Bench]) -> Iterator[Path]:
+    """Give the directory of a check's records. On disk it stays where something is left of the check."""
+    if kept is None:
+        where = _IN_RAM if os.access(_IN_RAM, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="voldrivers-conform-", dir=where) as directory:
+            yield Path(directory)
+        return
+    path = kept.directory / check.id
+    path.mkdir()
+    yield path
+    if all(bench.is_clean for bench in benches):
+        shutil.rmtree(path)
+
+
+def _run(check: Check, bench: Bench, benches: list[Bench]) -> None:
+    benches.append(bench)
+    with bench:
         check.act(bench)
 
 
-def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str, str, dict[str, object]]:
+def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str, str, Mapping[str, object]]:
     try:
         act()
     except NotRun as reason:
         return Verdict.NOT_RUN, str(reason), "", {}
-    except Broken as broken:
-        notes = getattr(broken, "__notes__", [])
-        return Verdict.FAILED, "; ".join([broken.text, *notes]), broken.invariant, broken.readings
+    except (Broken, Overdue) as broken:
+        text = "; ".join([broken.text, *getattr(broken, "__notes__", [])])
+        return Verdict.FAILED, text, broken.invariant, broken.readings
     except VolDriverError as error:
         return Verdict.FAILED, f"{type(error).__name__}: {error}", "I9", {}
     except Exception as error:  # noqa: BLE001 - a driver may raise anything, and the next check must run

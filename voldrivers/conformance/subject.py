@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from voldrivers.base import Driver, Host, Run
 from voldrivers.conformance.verdicts import NotRun
@@ -30,6 +30,23 @@ class Oracle(Protocol):
 
     def free_bytes(self) -> int:
         """Give the room that is left."""
+
+
+@runtime_checkable
+class Marks(Protocol):
+    """An oracle that can write down, in the pool and past the driver, that the pool may be destroyed."""
+
+    #: What an operator calls the pool.
+    pool: str
+
+    def mark(self) -> str:
+        """Give the mark; nothing where there is none."""
+
+    def set_mark(self, mark: str) -> None:
+        """Set it."""
+
+    def occupants(self) -> Sequence[str]:
+        """Name what is in the pool, and would be destroyed with it."""
 
 
 class Place(ABC):
@@ -71,6 +88,17 @@ class Place(ABC):
         raise NotRun("this place cannot stop its instance")
 
 
+class Intend(Protocol):
+    """Notes what is about to be made."""
+
+    def __call__(self, call: str, things: Sequence[object]) -> None:
+        """Take the name of the driver's method and its arguments."""
+
+
+def _nothing(call: str, things: Sequence[object]) -> None:
+    """Note nothing."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A driver, and everything that its checks may use."""
@@ -80,6 +108,8 @@ class Subject:
     make: Callable[[type[Driver], Run], Driver]
     places: Sequence[Place]
     oracle: Oracle | None = None
+    #: The pool of the driver, in which everything may be destroyed.
+    pool: str = ""
     #: What all volumes of one check may take together.
     max_bytes: int = 20 * GiB
     #: What the driver was configured with, secrets included.
@@ -90,6 +120,8 @@ class Subject:
     now: Callable[[], datetime] = utc_now
     sleep: Callable[[float], None] = time.sleep
     deadline_s: float = 60.0
+    #: Told of every call that makes something, before it is made.
+    intend: Intend = _nothing
     #: What carries extends out and keeps the records, if it is not the engine itself.
     engine_class: type[Engine] = Engine
     #: Makes the same subject with room for volumes of tens of TiB, where that costs nothing.

@@ -55,6 +55,18 @@ class Broken(Exception):
         return f"{self.invariant}: {self.text}" + (f" ({read})" if read else "")
 
 
+class Overdue(BaseException):
+    """A check did not come to its end in time: no driver may catch it."""
+
+    invariant = "I12"
+
+    def __init__(self, seconds: float) -> None:
+        """Say how long it had."""
+        self.text = f"it did not come to its end within {seconds:g} s"
+        self.readings: Mapping[str, object] = {"seconds": seconds}
+        super().__init__(self.text)
+
+
 class NotRun(Exception):
     """This place lacks something that the check needs."""
 

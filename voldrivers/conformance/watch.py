@@ -13,6 +13,7 @@ from typing import Any
 
 from voldrivers.abilities import INTERFACES
 from voldrivers.base import Completed, Driver, Run
+from voldrivers.conformance.subject import Intend
 from voldrivers.conformance.verdicts import Broken
 from voldrivers.errors import VolDriverError
 from voldrivers.model import Snapshot, Volume
@@ -49,6 +50,7 @@ class Watch:
     """What passes between the suite and one driver. Only what the run has made may be touched."""
 
     is_ours: Callable[[str], bool]
+    intend: Intend
     calls: list[Call] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
     strike: Strike = _no_strike
@@ -69,6 +71,7 @@ class Watch:
         for each in things:
             if not self.is_ours(each.id):
                 raise RuntimeError(f"the suite was about to call {name} for {each.id}, which is not its own")
+        self.intend(name, [*args, *words.values()])
         about = ", ".join(f"{type(each).__name__.lower()} {each.name}" for each in things)
         return self._noted(name, about, partial(method, *args, **words))
 

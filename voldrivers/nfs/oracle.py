@@ -2,29 +2,35 @@
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from voldrivers.model import Volume
+from voldrivers.nfs import share
+from voldrivers.nfs.options import NFSOptions
+from voldrivers.process import run
 from voldrivers.sizes import MiB
 
 #: docs/interop/qcow2.txt of QEMU: magic, and the virtual size at byte 24, both big-endian.
 _MAGIC, _SIZE_AT = b"QFI\xfb", 24
+_MARK = ".voldrivers-scratch"
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system has (stat(2))
 
 
 class ShareOracle:
     """Looks into the directory of a share. `voldrivers.conformance.Oracle` says what each method means."""
 
-    #: Directories and journals take blocks of their own.
+    #: A file system may free blocks late, and give a file blocks beyond its end.
     tolerance_bytes = MiB
 
-    def __init__(self, directory: Path) -> None:
-        """Look at the share that is there, mounted or not."""
-        self.directory = directory
+    def __init__(self, options: NFSOptions) -> None:
+        """Look at the share of a backend's options; an export is mounted as soon as it is looked at."""
+        self.pool, self._options = options.share, options
 
     def objects(self) -> Mapping[str, int]:
         """Give every file with its virtual size."""
-        return {path.name: _size_bytes(path) for path in self.directory.iterdir() if path.is_file()}
+        files = (path for path in self._directory().iterdir() if path.name != _MARK and path.is_file())
+        return {path.name: _size_bytes(path) for path in files}
 
     def size_bytes(self, volume: Volume) -> int | None:
         """Give the virtual size of the file that is named after a volume."""
@@ -32,9 +38,32 @@ class ShareOracle:
         return max(found, default=None)
 
     def free_bytes(self) -> int:
-        """Give what statvfs(3) says."""
-        status = os.statvfs(self.directory)
-        return status.f_bavail * status.f_frsize
+        """Give what the files of the share leave of its file system, where others may take room as well."""
+        directory = self._directory()
+        status = os.statvfs(directory)
+        taken = sum(path.stat().st_blocks for path in directory.iterdir() if path.is_file())
+        return status.f_blocks * status.f_frsize - taken * _BLOCK_BYTES
+
+    def mark(self) -> str:
+        """Give what the file says that tells whose the share is; nothing without one."""
+        try:
+            return (self._directory() / _MARK).read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def set_mark(self, mark: str) -> None:
+        """Put the file there."""
+        (self._directory() / _MARK).write_text(f"{mark}\n")
+
+    def occupants(self) -> Sequence[str]:
+        """Name every file and directory but the one that mkfs makes."""
+        return [path.name for path in self._directory().iterdir() if path.name not in (_MARK, "lost+found")]
+
+    def _directory(self) -> Path:
+        options = self._options
+        if not share.is_export(options.share):
+            return Path(options.share)
+        return share.mount(run, options.share, options.mount_options, options.mount_point_base)
 
 
 def _size_bytes(path: Path) -> int:

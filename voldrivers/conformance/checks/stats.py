@@ -22,7 +22,8 @@ def whole_bytes(bench: Bench) -> None:
     pool = bench.driver.pool()
     expect(isinstance(pool, Pool), "I8", "pool() gives no Pool", pool=pool)
     for figure in astuple(pool):
-        expect(type(figure) is int and figure >= 0, "I8", "a figure is no number of bytes", pool=pool)
+        is_number = isinstance(figure, int) and not isinstance(figure, bool)
+        expect(is_number and figure >= 0, "I8", "a figure is no number of bytes", pool=pool)
     enough = pool.total_bytes >= volume.size_bytes <= pool.allocated_bytes
     expect(enough, "I8", "a volume is larger than all that there is", pool=pool, size=volume.size_bytes)
 

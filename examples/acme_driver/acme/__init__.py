@@ -1,0 +1,1 @@
+"""Acme boxes, for voldrivers."""

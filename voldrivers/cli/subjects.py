@@ -1,0 +1,62 @@
+"""What a run of the suite works on, found by the words of a command line and the file of the run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from voldrivers import plugins
+from voldrivers.base import Driver, Run
+from voldrivers.conformance.config import RunConfig
+from voldrivers.conformance.places import GuestPlace
+from voldrivers.conformance.subject import Oracle, Subject
+from voldrivers.guests.device import DeviceGuest
+from voldrivers.host.local import LocalHost, LocalOptions
+from voldrivers.process import run
+
+
+def find_driver(text: str, directory: str = "") -> type[Driver]:
+    """Find a driver; a module may lie in the working directory, as for `python -m`."""
+    for path in filter(None, (directory, os.getcwd())):
+        if ":" in text and path not in sys.path:
+            sys.path.insert(0, path)
+    return plugins.driver_at(text)
+
+
+def find_oracle(kind: type[Driver], config: RunConfig) -> Oracle | None:
+    """Make the oracle that the file names, or that the driver's package offers; None without."""
+    make = plugins.oracle_maker(config.oracle) if config.oracle else plugins.oracle_of(kind)
+    oracle: Oracle | None = make(config.read(kind.options_type, config.driver, "[driver]")) if make else None
+    return oracle
+
+
+@contextmanager
+def open_subject(kind: type[Driver], config: RunConfig) -> Iterator[Subject]:
+    """Give the driver with all that its checks use; places are opened as long as the context is."""
+    options: object = config.read(kind.options_type, config.driver, "[driver]")
+    config.read(kind.volume_options_type, config.volume, "[volume]")
+
+    def make(chosen: type[Driver], run: Run) -> Driver:
+        return chosen("subject", options, run)
+
+    with TemporaryDirectory(prefix="voldrivers-conform-") as directory, ExitStack() as opened:
+        places = [
+            GuestPlace(
+                LocalHost(str(table["name"]), LocalOptions(qmp_dir=Path(directory)), run),
+                opened.enter_context(DeviceGuest(Path(directory))),
+            )
+            for table in config.hosts
+        ]
+        yield Subject(
+            kind,
+            make,
+            places,
+            find_oracle(kind, config),
+            config.scratch.pool,
+            config.scratch.max_bytes,
+            config.driver,
+            config.volume,
+            deadline_s=config.limits.extend_s,
+        )

@@ -1,0 +1,180 @@
+"""The commands of the conformance suite: `conform`, `scratch init` and `sweep`."""
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from voldrivers.cli.output import complain, table, write_document, write_lines
+from voldrivers.cli.subjects import find_driver, find_oracle, open_subject
+from voldrivers.conformance import Check, Result, Subject, Verdict, catalogue
+from voldrivers.conformance.config import read_config
+from voldrivers.conformance.evidence import Conformance
+from voldrivers.conformance.known import read_known
+from voldrivers.conformance.report import Report, card
+from voldrivers.conformance.runs import default_runs, one_of, runs_in
+from voldrivers.conformance.scratch import KeyMissing, check_keys, init
+from voldrivers.conformance.sweep import left_of, sweep
+from voldrivers.conformance.trial import Trial, check_driver
+from voldrivers.errors import InvalidInput
+from voldrivers.model import utc_now
+from voldrivers.process import run
+from voldrivers.sizes import format_size
+
+#: The exit codes of `conform`.
+EXIT_CODES: Mapping[Conformance, int] = {
+    Conformance.CONFORMANT: 0,
+    Conformance.NON_CONFORMANT: 1,
+    Conformance.INCONCLUSIVE: 2,
+    Conformance.PARTIAL: 4,
+}
+REFUSED = 3
+_TOLD = (Verdict.FAILED, Verdict.ERROR, Verdict.FIXED)
+
+
+def conform(args: Namespace) -> int:
+    """`conform`: the plan, or the run."""
+    if args.explain is not None:
+        return _explain(args)
+    if args.driver is None or args.config is None:
+        raise InvalidInput("conform", "needs the driver, and its file: --config FILE")
+    config, kind = read_config(Path(args.config)), find_driver(args.driver)
+    checks = _chosen(args.profile, args.only)
+    known = read_known(Path(args.known), [check.id for check in catalogue()]) if args.known else {}
+    with open_subject(kind, config) as subject:
+        try:
+            check_keys(subject.make(kind, run), subject.oracle, subject.pool, args.destroy)
+        except KeyMissing as missing:
+            if args.destroy is None:
+                return _plan(args, subject, checks, missing)
+            complain(f"{missing}; nothing was touched")
+            return REFUSED
+        trial = Trial(
+            args.destroy,
+            checks,
+            known,
+            partial(_tell, quiet=args.json),
+            args.keep,
+            config.limits.check_s,
+            shlex.join(["voldrivers", *sys.argv[1:]]),
+            facts={"driver": args.driver, "config": str(config.path), "directory": os.getcwd()},
+        )
+        report = check_driver(subject, trial)
+    return _say_report(args, report)
+
+
+def init_scratch(args: Namespace) -> int:
+    """`scratch init`."""
+    config, kind = read_config(Path(args.config or "")), find_driver(args.driver)
+    if args.pool != config.scratch.pool:
+        raise InvalidInput(f"pool {args.pool}", f"{config.path} names {config.scratch.pool}")
+    mark = init(find_oracle(kind, config), args.pool)
+    write_lines([f"pool {args.pool}: marked as scratch, {mark}"])
+    return 0
+
+
+def sweep_runs(args: Namespace) -> int:
+    """`sweep`."""
+    runs = default_runs()
+    if args.run is not None:
+        chosen = [one_of(runs, args.run)]
+    else:
+        before = utc_now() - timedelta(seconds=args.older_than or 0)
+        chosen = [each for each in runs_in(runs) if not each.is_running and each.began <= before]
+    left: dict[str, Sequence[str]] = {}
+    for each in chosen:
+        facts = each.facts
+        config, kind = read_config(Path(facts["config"])), find_driver(facts["driver"], facts["directory"])
+        with open_subject(kind, config) as subject:
+            left[each.id] = (left_of if args.dry_run else sweep)(each, subject)
+    what = "there is" if args.dry_run else "left all the same:"
+    lines = [f"run {each}: {what} {', '.join(found) or 'nothing'}" for each, found in left.items()]
+    write_lines(lines or ["no runs that were killed"])
+    return 8 if any(left.values()) and not args.dry_run else 0
+
+
+def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:
+    """Choose checks by profile, ids and groups. Raises InvalidInput for what is neither."""
+    checks = [check for check in catalogue() if profile == "all" or check.smoke]
+    if not only:
+        return checks
+    for each in only:
+        if not any(each in (check.id, check.group) for check in catalogue()):
+            raise InvalidInput(f"check {each}", "there is no check and no group of this name")
+    return [check for check in catalogue() if check.id in only or check.group in only]
+
+
+def _plan(args: Namespace, subject: Subject, checks: Sequence[Check], missing: KeyMissing) -> int:
+    """Say what would be run and why not; nothing is touched."""
+    declared = subject.driver_class.capabilities
+    rows = [(check.id, check.not_for(declared) or "runs", check.invariant) for check in checks]
+    runs = [row for row in rows if row[1] == "runs"]
+    facts = [
+        f"{len(runs)} of {len(rows)} checks, {'with' if subject.oracle else 'without'} an oracle,"
+        f" on {len(subject.places)} host{'s' if len(subject.places) > 1 else ''};"
+        f" their volumes take at most {format_size(subject.max_bytes)} of pool {subject.pool} at a time",
+        f"nothing was touched: {missing}",
+    ]
+    if args.json:
+        document = [{"id": check_id, "runs": why == "runs", "why": why} for check_id, why, _ in rows]
+        write_document({"checks": document, "missing": str(missing)})
+    else:
+        write_lines([*table(("CHECK", "RUNS", "WHAT MUST HOLD"), rows), *facts])
+    return 0
+
+
+def _tell(check: Check, result: Result, *, quiet: bool) -> None:
+    if quiet:
+        return
+    reason = f": {result.text}" if result.text and result.verdict not in _TOLD else ""
+    write_lines([f"{result.id} {result.verdict} {result.seconds:.2f} s  {check.invariant}{reason}"])
+    if result.verdict in _TOLD:
+        write_lines(card(check, result).splitlines())
+
+
+def _say_report(args: Namespace, report: Report) -> int:
+    if args.out:
+        report.write(Path(args.out))
+    if args.json:
+        write_document(dict(report.document()))
+    else:
+        rows = [(e.capability, e.declared, str(e.proof)) for e in report.evidence]
+        totals = ", ".join(f"{count} {verdict}" for verdict, count in report.totals.items())
+        where = [f"results are in {args.out}"] if args.out else []
+        said = [f"{totals} in {report.seconds:.0f} s", f"the driver is {report.verdict}", *where]
+        write_lines(["", *table(("CAPABILITY", "DECLARED", "PROOF"), rows), "", *said])
+    return EXIT_CODES[report.verdict]
+
+
+def _explain(args: Namespace) -> int:
+    check, *others = _chosen("all", [args.explain])
+    if others:
+        raise InvalidInput(
+            f"check {args.explain}",
+            f"is a group; its checks are {', '.join(each.id for each in (check, *others))}",
+        )
+    runs = f"where {check.capability} is declared" if check.capability else "for every driver"
+    lines = [
+        f"{check.id}: {check.invariant}",
+        f"runs: {f'where {check.absent} is not declared' if check.absent else runs}; level: {check.level}",
+        f"steps: {check.steps}",
+        *([f"hint: {check.hint}"] if check.hint else []),
+    ]
+    if args.json:
+        write_document(
+            {"id": check.id, "invariant": check.invariant, "steps": check.steps, "hint": check.hint}
+        )
+    else:
+        write_lines(lines)
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
+    "conform": conform,
+    "scratch_init": init_scratch,
+    "sweep": sweep_runs,
+}

@@ -1,0 +1,31 @@
+"""The end of a check: whatever it made is taken away again, the newest first."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+from voldrivers.errors import VolDriverError
+from voldrivers.extend.engine import Engine
+from voldrivers.model import Attachment, Volume, VolumeStatus
+
+
+def take_away(engine: Engine, detach: Callable[[Volume, Attachment], None]) -> None:
+    """Detach, and remove snapshots and volumes of an engine; what fails does not keep the rest from it.
+
+    Raises the last of what failed, the others as its context.
+    """
+    with suppress(VolDriverError):
+        engine.resume()
+    with ExitStack() as ending:
+        for volume in engine.volumes():
+            ending.callback(_delete, engine, volume.id)
+            for snapshot in volume.snapshots:
+                ending.callback(engine.delete_snapshot, snapshot.id)
+            for attachment in volume.attachments:
+                ending.callback(detach, volume, attachment)
+
+
+def _delete(engine: Engine, volume_id: str) -> None:
+    volume = engine.volume(volume_id)
+    if volume.status is VolumeStatus.ERROR_EXTENDING:
+        engine.retry(volume_id)
+    engine.delete_volume(volume_id)
