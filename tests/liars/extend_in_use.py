@@ -148,6 +148,12 @@ class GrowsBeforeItRefuses(MemoryDriver):
         return size_bytes
 
 
+class CanAndDoesNotTell(MemoryDriver):
+    """Can extend in use, and does not declare it."""
+
+    capabilities = Capabilities()
+
+
 LIARS = [
     lying_host(ForgetsTheRescan, "EXI-001"),
     lying_host(TrustsTheCache, "EXI-002"),
@@ -160,4 +166,5 @@ LIARS = [
     lying_driver(WantsAHypervisor, "EXI-015"),
     lying_host(FirstHostOnly, "EXI-016"),
     lying_driver(GrowsBeforeItRefuses, "EXI-090"),
+    lying_driver(CanAndDoesNotTell, "EXI-091"),
 ]

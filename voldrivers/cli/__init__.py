@@ -80,6 +80,10 @@ def _command(name: str) -> Callable[[Namespace], int]:
         from voldrivers.cli import serving
 
         return serving.serve_volumes if name == "serve" else serving.serve_host
+    if name.endswith("capabilities"):
+        from voldrivers.cli import capabilities
+
+        return capabilities.COMMANDS[name]
     from voldrivers.cli import commands
 
     return commands.COMMANDS[name]

@@ -3,15 +3,14 @@
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from voldrivers.cli.failures import MEANINGS
 from voldrivers.cli.output import write
+from voldrivers.cli.parsers import GUARD, Parser, Words, add, add_named, add_streaming, group, seconds
+from voldrivers.cli.suitewords import add_capabilities, add_suite
 from voldrivers.errors import InvalidInput
 
-#: Stands before a value that starts with a dash, so that argparse takes it for no option. No argument
-#: of a program can hold it (execve(2)).
-_GUARD = "\0"
 _SHORT_OPTION = re.compile(r"-(h|v+)")
 
 
@@ -58,7 +57,7 @@ def _is_utf8(text: str) -> bool:
 def _unguarded(value: object) -> object:
     if isinstance(value, list):
         return [_unguarded(each) for each in value]
-    return value.removeprefix(_GUARD) if isinstance(value, str) else value
+    return value.removeprefix(GUARD) if isinstance(value, str) else value
 
 
 def _guarded(argv: Sequence[str]) -> list[str]:
@@ -67,25 +66,8 @@ def _guarded(argv: Sequence[str]) -> list[str]:
     if "--" in before:
         cut = before.index("--")
         before, after = before[:cut], before[cut + 1 :]
-    guarded = [_GUARD + a if re.match(r"-[^-]", a) and not _SHORT_OPTION.fullmatch(a) else a for a in before]
-    return guarded + [_GUARD + a if a.startswith("-") else a for a in after]
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are told as all others are."""
-
-    def __init__(self, **kwargs: Any) -> None:  # Any: as argparse.ArgumentParser
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def print_help(self, file: object = None) -> None:  # noqa: ARG002 - as argparse.ArgumentParser
-        """Print the help; a reader that went away is no error."""
-        write(self.format_help().rstrip())
-
-    def error(self, message: str) -> NoReturn:
-        """Print one sentence and the usage, and leave with exit code 2."""
-        text = message.replace(_GUARD, "").replace("\\x00", "")
-        self.exit(2, f"voldrivers: {text}\n{self.format_usage()}")
+    guarded = [GUARD + a if re.match(r"-[^-]", a) and not _SHORT_OPTION.fullmatch(a) else a for a in before]
+    return guarded + [GUARD + a if a.startswith("-") else a for a in after]
 
 
 class _Version(argparse.Action):
@@ -101,20 +83,20 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
     everywhere = _everywhere()
-    parser = _Parser(
+    parser = Parser(
         prog="voldrivers",
         description="Create, attach and extend volumes, in use or not, and see that every layer agrees.",
         epilog=f"Sizes: 20G, 1.5TiB, 10GB or bytes.\n\nexit codes:\n{codes}",
         parents=[everywhere],
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_volume(_group(words, "volume", "create, list, show, delete, manage volumes"), everywhere)
-    _add_snapshot(_group(words, "snapshot", "take, list, delete snapshots, and revert to one"), everywhere)
+    words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    _add_volume(group(words, "volume", "create, list, show, delete, manage volumes"), everywhere)
+    _add_snapshot(group(words, "snapshot", "take, list, delete snapshots, and revert to one"), everywhere)
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)
-    serve = _add_streaming(
+    serve = add_streaming(
         words,
         "serve",
         everywhere,
@@ -127,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "a [caller.NAME] for each token. Without callers all of this machine are let in, and nobody else.\n"
         "SIGTERM and Ctrl-C let what is under way end (exit code 0)."
     )
-    agent = _add_streaming(
+    agent = add_streaming(
         words, "agent", everywhere, "agent", "let controllers on other machines reach this host"
     )
     agent.epilog = (
@@ -135,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "certificate and key; and one [host.NAME], NAME being what the controllers call this machine.\n"
         "SIGTERM and Ctrl-C let what is under way end (exit code 0)."
     )
-    _add_suite(words, everywhere)
+    add_suite(words, everywhere)
     _add_lab(
-        _group(words, "lab", "virtual machines with real LVM, iSCSI and NFS to try drivers in"), everywhere
+        group(words, "lab", "virtual machines with real LVM, iSCSI and NFS to try drivers in"), everywhere
     )
     return parser
 
@@ -160,35 +142,14 @@ def _everywhere() -> argparse.ArgumentParser:
     return parser
 
 
-Words = Any  # argparse's action for sub-commands has no public type
-
-
-def _group(words: Words, name: str, help_: str) -> Words:
-    return words.add_parser(name, help=help_, description=help_).add_subparsers(
-        metavar="COMMAND", required=True, parser_class=_Parser
-    )
-
-
-def _add(
-    words: Words, name: str, everywhere: argparse.ArgumentParser, command: str, help_: str
-) -> argparse.ArgumentParser:
-    """Add one command; every one can print JSON."""
-    parser: argparse.ArgumentParser = words.add_parser(
-        name, parents=[everywhere], help=help_, description=help_
-    )
-    parser.set_defaults(command=command)
-    parser.add_argument("--json", action="store_true", help="print one JSON document, sizes in bytes")
-    return parser
-
-
 def _add_volume(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    create = _add(words, "create", everywhere, "create", "make a volume, empty or as a copy")
+    create = add(words, "create", everywhere, "create", "make a volume, empty or as a copy")
     create.add_argument("volume", metavar="NAME")
     create.add_argument("size", metavar="SIZE", nargs="?", help="not needed for a copy")
     source = create.add_mutually_exclusive_group()
     source.add_argument("--from-volume", metavar="VOLUME", help="copy this one as it is now")
     source.add_argument("--from-snapshot", metavar="SNAPSHOT", help="copy what this one holds")
-    manage = _add(words, "manage", everywhere, "manage", "make what is on a backend already a volume")
+    manage = add(words, "manage", everywhere, "manage", "make what is on a backend already a volume")
     manage.add_argument("volume", metavar="NAME")
     manage.add_argument("reference", metavar="REFERENCE", help="a file in the share, a logical volume")
     for parser in (create, manage):
@@ -201,22 +162,22 @@ def _add_volume(words: Words, everywhere: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--option", metavar="KEY=VALUE", action="append", default=[], help="an option of the driver"
         )
-    _add_named(words, "unmanage", everywhere, "forget a volume and leave all its bytes where they are")
-    _add(words, "list", everywhere, "list", "list all volumes")
+    add_named(words, "unmanage", everywhere, "forget a volume and leave all its bytes where they are")
+    add(words, "list", everywhere, "list", "list all volumes")
     for name, help_ in (("show", "show one volume with its extend and messages"), ("delete", "remove one")):
-        _add_named(words, name, everywhere, help_)
+        add_named(words, name, everywhere, help_)
 
 
 def _add_snapshot(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    create = _add(words, "create", everywhere, "create_snapshot", "keep a volume as it is now, in use or not")
+    create = add(words, "create", everywhere, "create_snapshot", "keep a volume as it is now, in use or not")
     create.add_argument("volume", metavar="VOLUME", help="its name or id")
     create.add_argument("snapshot", metavar="NAME")
-    listed = _add(words, "list", everywhere, "list_snapshots", "list all snapshots")
+    listed = add(words, "list", everywhere, "list_snapshots", "list all snapshots")
     listed.add_argument("volume", metavar="VOLUME", nargs="?", help="only those of this one")
-    delete = _add(
+    delete = add(
         words, "delete", everywhere, "delete_snapshot", "remove a snapshot; its volume stays as it is"
     )
-    revert = _add(
+    revert = add(
         words,
         "revert",
         everywhere,
@@ -228,11 +189,9 @@ def _add_snapshot(words: Words, everywhere: argparse.ArgumentParser) -> None:
 
 
 def _add_attaching(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    attach = _add_named(
-        words, "attach", everywhere, "connect a volume to a host and plug it into an instance"
-    )
+    attach = add_named(words, "attach", everywhere, "connect a volume to a host and plug it into an instance")
     attach.add_argument("--qmp", metavar="SOCKET", help="the QMP socket of the running QEMU")
-    detach = _add_named(words, "detach", everywhere, "unplug a volume and take it off its host")
+    detach = add_named(words, "detach", everywhere, "unplug a volume and take it off its host")
     detach.add_argument("--force", action="store_true", help="forget a lost host without asking it")
     attach.add_argument("--instance", help="the guest on that host; none: the host alone has the volume")
     detach.add_argument("--instance", help="the guest on that host; '' means the attachment without one")
@@ -241,68 +200,35 @@ def _add_attaching(words: Words, everywhere: argparse.ArgumentParser) -> None:
 
 
 def _add_extending(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    extend = _add_named(words, "extend", everywhere, "make a volume larger, in use or not")
+    extend = add_named(words, "extend", everywhere, "make a volume larger, in use or not")
     extend.add_argument("size", metavar="SIZE")
     extend.add_argument("--plan", action="store_true", help="say what would be done, change nothing")
     extend.add_argument("--no-wait", action="store_true", help="return once it is recorded; see resume")
-    resume = _add(
+    resume = add(
         words, "resume", everywhere, "resume", "carry on what was interrupted or left without answer"
     )
     resume.add_argument("volume", metavar="VOLUME", nargs="?", help="only this one")
-    _add_named(words, "retry", everywhere, "go on with a failed extend")
-    _add_named(words, "cancel", everywhere, "ask for an extend to be rolled back, if nothing has grown yet")
+    add_named(words, "retry", everywhere, "go on with a failed extend")
+    add_named(words, "cancel", everywhere, "ask for an extend to be rolled back, if nothing has grown yet")
 
 
 def _add_looking(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    doctor = _add_named(words, "doctor", everywhere, "compare the size in every layer; 10 when one is stale")
+    doctor = add_named(words, "doctor", everywhere, "compare the size in every layer; 10 when one is stale")
     doctor.add_argument("--repair", action="store_true", help="bring the stale layers up")
-    _add(words, "capabilities", everywhere, "capabilities", "list what the installed drivers declare")
-    config = _group(words, "config", "the configuration")
-    _add(config, "check", everywhere, "check_config", "explain every key and say what is wrong")
-
-
-def _add_suite(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    conform = _add(words, "conform", everywhere, "conform", "run the conformance suite on a driver")
-    driver = "the name of an installed one, or module:Class"
-    conform.add_argument("driver", metavar="DRIVER", nargs="?", help=driver)
-    conform.add_argument("--destroy", metavar="POOL", help="run it: everything in this pool may be destroyed")
-    conform.add_argument("--out", metavar="DIR", help="where the results come")
-    conform.add_argument("--profile", choices=("smoke", "all"), default="all", help="which checks")
-    conform.add_argument(
-        "--only", metavar="ID", action="append", default=[], help="a check or a group; may be repeated"
-    )
-    conform.add_argument("--known", metavar="FILE", help="what is known to fail, a TOML file")
-    conform.add_argument("--keep", action="store_true", help="leave everything as it is where a check fails")
-    conform.add_argument("--explain", metavar="ID", help="say what a check does, and nothing else")
-    conform.epilog = (
-        "Without --destroy it says what would be run, and touches nothing. --config is the file of the\n"
-        "run (docs/conformance.md).\n\n"
-        "exit codes:\n    0  conformant\n    1  non-conformant\n"
-        "    2  inconclusive: the suite itself failed\n"
-        "    3  not run: a key is missing, or the input is wrong\n"
-        "    4  partial: something could not be run, or is known to fail"
-    )
-    scratch = _group(words, "scratch", "pools that may be destroyed")
-    init = _add(
-        scratch, "init", everywhere, "scratch_init", "mark an empty pool as one that may be destroyed"
-    )
-    init.add_argument("driver", metavar="DRIVER", help=driver)
-    init.add_argument("--pool", metavar="POOL", required=True, help="as the file of the run has it")
-    sweep = _add(words, "sweep", everywhere, "sweep", "take away what killed runs of the suite have left")
-    sweep.add_argument("--run", metavar="ID", help="only this one")
-    sweep.add_argument("--older-than", metavar="SECONDS", type=_seconds, help="only those that began before")
-    sweep.add_argument("--dry-run", action="store_true", help="say what there is, and touch nothing")
+    add_capabilities(words, everywhere)
+    config = group(words, "config", "the configuration")
+    add(config, "check", everywhere, "check_config", "explain every key and say what is wrong")
 
 
 def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
-    up = _add(words, "up", everywhere, "lab_up", "start a lab; one that runs stays as it is")
-    run = _add_streaming(words, "run", everywhere, "lab_run", "run a command in a lab, or in one of its own")
-    shell = _add_streaming(words, "shell", everywhere, "lab_shell", "open a shell in a lab")
-    _add(words, "status", everywhere, "lab_status", "list the labs that run, remove what is left of others")
-    down = _add(words, "down", everywhere, "lab_down", "end a lab; nothing of it is kept")
-    save = _add(words, "save", everywhere, "lab_save", "keep a lab as it is now, for: lab up --from STATE")
+    up = add(words, "up", everywhere, "lab_up", "start a lab; one that runs stays as it is")
+    run = add_streaming(words, "run", everywhere, "lab_run", "run a command in a lab, or in one of its own")
+    shell = add_streaming(words, "shell", everywhere, "lab_shell", "open a shell in a lab")
+    add(words, "status", everywhere, "lab_status", "list the labs that run, remove what is left of others")
+    down = add(words, "down", everywhere, "lab_down", "end a lab; nothing of it is kept")
+    save = add(words, "save", everywhere, "lab_save", "keep a lab as it is now, for: lab up --from STATE")
     save.add_argument("state", metavar="STATE")
-    lever = _add(words, "lever", everywhere, "lab_lever", "make something go wrong in a lab, or right again")
+    lever = add(words, "lever", everywhere, "lab_lever", "make something go wrong in a lab, or right again")
     lever.add_argument("lever", metavar="LEVER", nargs="?", help="without it all are listed")
     lever.add_argument("argv", metavar="ARGUMENT", nargs="*")
     up.add_argument("--topology", choices=("one-host", "two-hosts", "three-hosts"))
@@ -311,9 +237,9 @@ def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
     states = "what `lab save` kept; or attached, or linux-guest"
     up.add_argument("--from", metavar="STATE", dest="state", default="", help=states)
     up.add_argument(
-        "--idle", metavar="SECONDS", type=_seconds, help="end it without commands for so long, 7200"
+        "--idle", metavar="SECONDS", type=seconds, help="end it without commands for so long, 7200"
     )
-    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="kill the command after so long")
+    run.add_argument("--timeout", metavar="SECONDS", type=seconds, help="kill the command after so long")
     run.add_argument(
         "--results", metavar="DIR", help="where what it leaves in /results comes; made if missing"
     )
@@ -322,32 +248,3 @@ def _add_lab(words: Words, everywhere: argparse.ArgumentParser) -> None:
         parser.add_argument("--name", help="one of several labs")
     for parser in (run, shell):
         parser.add_argument("--on", metavar="MACHINE", default="storage", help="or the role that only it has")
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text.removeprefix(_GUARD))
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text.removeprefix(_GUARD)!r}")
-    return seconds
-
-
-def _add_streaming(
-    words: Words, name: str, everywhere: argparse.ArgumentParser, command: str, help_: str
-) -> argparse.ArgumentParser:
-    """Add a command whose output is that of another one."""
-    parser: argparse.ArgumentParser = words.add_parser(
-        name, parents=[everywhere], help=help_, description=help_
-    )
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _add_named(
-    words: Words, name: str, everywhere: argparse.ArgumentParser, help_: str
-) -> argparse.ArgumentParser:
-    parser = _add(words, name, everywhere, name, help_)
-    parser.add_argument("volume", metavar="VOLUME", help="its name or id")
-    return parser

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from voldrivers import plugins, registry
+from voldrivers import registry
 from voldrivers.cli import documents, failures, texts
 from voldrivers.cli.output import Document, complain, table, write_document, write_lines
 from voldrivers.cli.session import advise, config_path, working
@@ -214,15 +214,6 @@ def doctor(args: Namespace) -> int:
     return failures.OK if settled else failures.STALE
 
 
-def capabilities(args: Namespace) -> int:
-    """`capabilities`: of every installed driver, with or without a configuration."""
-    listed = [documents.declared(name) for name in plugins.driver_names()]
-    rows = [(d.driver, c.name, c.value, c.unless) for d in listed for c in d.capabilities]
-    lines = table(("DRIVER", "CAPABILITY", "DECLARED", "NOT FOR"), rows)
-    lines += [f"driver {d.driver} cannot be used: {d.problem}" for d in listed if d.problem]
-    return _say(args, lines, [d.document() for d in listed])
-
-
 def check_config(args: Namespace) -> int:
     """`config check`."""
     checked = _with_files_checked(registry.check(config_path(args)))
@@ -256,7 +247,6 @@ COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
     "cancel": cancel,
     "resume": resume,
     "doctor": doctor,
-    "capabilities": capabilities,
     "check_config": check_config,
 }
 

@@ -79,7 +79,7 @@ MEANINGS: Mapping[int, str] = {
     7: "no space",
     8: "the backend, a host or a program failed",
     9: "the outcome is unknown: `resume` looks",
-    STALE: "doctor: a layer is stale or unreadable, or something is left to carry on",
+    STALE: "doctor: a layer is stale or unreadable, or something is left to carry on; diff: it got worse",
     INTERRUPTED: "interrupted (Ctrl-C): `resume` carries on what had begun",
     TERMINATED: "terminated (SIGTERM): `resume` carries on what had begun",
 }

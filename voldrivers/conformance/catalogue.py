@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from voldrivers.capabilities import Capabilities
+from voldrivers.conformance.verdicts import Verdict
 
 if TYPE_CHECKING:
     from voldrivers.conformance.bench import Bench
@@ -50,7 +51,8 @@ class Check:
 
     It runs where `capability` is declared (`in_use_extend=by-hypervisor` asks for that value, `clones
     snapshots` for both), or where `absent` is not: then it proves that the driver refuses. `act` raises
-    Broken, or NotRun.
+    Broken, NotRun or Finding. A provisional one runs and is reported, and no verdict rests on it: so a check
+    begins, until the next level of the catalogue, or as long as it has found no liar.
     """
 
     id: str
@@ -61,6 +63,12 @@ class Check:
     absent: str = ""
     smoke: bool = False
     hint: str = ""
+    provisional: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a check that always counts, and does not (ValueError)."""
+        if self.provisional and self.level is Level.CORE:
+            raise ValueError(f"{self.id} is core, and a core check is never provisional")
 
     @property
     def group(self) -> str:
@@ -76,6 +84,10 @@ class Check:
     def needs(self) -> frozenset[str]:
         """The names of the capabilities that it needs."""
         return frozenset(each.partition("=")[0] for each in self.capability.split())
+
+    def shown(self, verdict: Verdict) -> str:
+        """Give a verdict of it as people and programs get to see it: PROVISIONAL-FAIL, say."""
+        return f"PROVISIONAL-{verdict}" if self.provisional else str(verdict)
 
     def not_for(self, declared: Capabilities) -> str:
         """Say why it is not for a driver that declares this; nothing if it is."""
@@ -102,13 +114,15 @@ def check(
     absent: str = "",
     smoke: bool = False,
     hint: str = "",
+    provisional: bool = False,
 ) -> "Callable[[Callable[[Bench], None]], Callable[[Bench], None]]":
     """Enter a function into the catalogue; its docstring says what it does."""
 
     def enter(act: "Callable[[Bench], None]") -> "Callable[[Bench], None]":
         if check_id in _CHECKS or check_id[:3] not in GROUPS:
             raise ValueError(f"{check_id} is taken, or of no group")
-        _CHECKS[check_id] = Check(check_id, invariant, act, level, capability, absent, smoke, hint)
+        entry = Check(check_id, invariant, act, level, capability, absent, smoke, hint, provisional)
+        _CHECKS[check_id] = entry
         return act
 
     return enter

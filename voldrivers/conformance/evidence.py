@@ -23,6 +23,9 @@ class Proof(StrEnum):
     CONFIRMED_ABSENT = "CONFIRMED-ABSENT"
     #: Not declared, and not refused cleanly.
     UNSAFE_ABSENT = "UNSAFE-ABSENT"
+    #: Not declared, and it works all the same.
+    UNDERCLAIM = "UNDERCLAIM"
+    #: Nothing could be checked.
     UNVERIFIED = "UNVERIFIED"
 
 
@@ -37,24 +40,25 @@ class Conformance(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """One capability: what is declared, what is known, and which checks say so."""
+    """One capability: what is declared, for which cases not, what is known, and which checks say so."""
 
     capability: str
     declared: str
     proof: Proof
     checks: tuple[str, ...]
+    unless: str = ""
 
 
 def evidence(
     declared: Capabilities, checks: Sequence[Check], results: Iterable[Result]
 ) -> tuple[Evidence, ...]:
-    """Give what is known of every capability."""
+    """Give what is known of every capability; provisional checks prove nothing."""
     by_id = {result.id: result for result in results}
     return tuple(_of(name, declared, checks, by_id) for name in NAMES)
 
 
 def conformance(results: Sequence[Result], found: Sequence[Evidence]) -> Conformance:
-    """Judge a driver by all of its results."""
+    """Judge a driver by all of its results, those of provisional checks left out."""
     verdicts = {result.verdict for result in results}
     if verdicts & set(_BAD):
         return Conformance.NON_CONFORMANT
@@ -66,19 +70,33 @@ def conformance(results: Sequence[Result], found: Sequence[Evidence]) -> Conform
     return Conformance.CONFORMANT
 
 
+def declaration(declared: Capabilities, name: str) -> str:
+    """Give what is declared of a capability, for people."""
+    value = getattr(declared, name)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def exceptions(declared: Capabilities, name: str) -> str:
+    """Give the cases that are excepted from what is declared."""
+    return "; ".join(each.unless for each in declared.conditions if each.capability == name)
+
+
 def _of(name: str, declared: Capabilities, checks: Sequence[Check], by_id: dict[str, Result]) -> Evidence:
     is_declared = declared.declares(name)
-    gated = [c.id for c in checks if (name in c.needs if is_declared else c.absent == name)]
+    counted = [check for check in checks if not check.provisional]
+    gated = [c.id for c in counted if (name in c.needs if is_declared else c.absent == name)]
     ran = {i: by_id[i].verdict for i in gated if i in by_id and by_id[i].verdict != Verdict.NOT_APPLICABLE}
-    passed = [verdict is Verdict.PASSED for verdict in ran.values()]
-    if set(ran.values()) & set(_BAD):
-        proof = Proof.OVERCLAIM if is_declared else Proof.UNSAFE_ABSENT
-    elif not any(passed):
-        proof = Proof.UNVERIFIED
-    elif not all(passed):
-        proof = Proof.PARTIAL
-    else:
-        proof = Proof.CONFIRMED if is_declared else Proof.CONFIRMED_ABSENT
-    value = getattr(declared, name)
-    shown = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    return Evidence(name, shown, proof, tuple(ran))
+    proof = _proof(set(ran.values()), is_declared=is_declared)
+    return Evidence(name, declaration(declared, name), proof, tuple(ran), exceptions(declared, name))
+
+
+def _proof(verdicts: set[Verdict], *, is_declared: bool) -> Proof:
+    if verdicts & set(_BAD):
+        return Proof.OVERCLAIM if is_declared else Proof.UNSAFE_ABSENT
+    if Verdict.FINDING in verdicts:
+        return Proof.UNDERCLAIM
+    if Verdict.PASSED not in verdicts:
+        return Proof.UNVERIFIED
+    if verdicts != {Verdict.PASSED}:
+        return Proof.PARTIAL
+    return Proof.CONFIRMED if is_declared else Proof.CONFIRMED_ABSENT

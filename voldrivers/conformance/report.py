@@ -1,25 +1,27 @@
 """The report: everything that a run found, as one document, and the files that are made of it."""
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from xml.etree import ElementTree
 
 from voldrivers.base import Driver
-from voldrivers.capabilities import NAMES
-from voldrivers.conformance.catalogue import GROUPS, Check
+from voldrivers.capabilities import Capabilities
+from voldrivers.conformance import matrix
+from voldrivers.conformance import page as pages
+from voldrivers.conformance.catalogue import Check, catalogue
+from voldrivers.conformance.environment import environment
 from voldrivers.conformance.evidence import Conformance, Evidence, conformance, evidence
+from voldrivers.conformance.junit import junit
+from voldrivers.conformance.packages import class_name, package
+from voldrivers.conformance.recorded import SCHEMA, recorded
 from voldrivers.conformance.verdicts import INVARIANTS, Result, Verdict
-from voldrivers.errors import InvalidInput
 
-#: The form of report.json; a reader refuses a newer one.
-SCHEMA = 1
 #: The level of the catalogue.
 LEVEL = "2026.1"
 
@@ -28,7 +30,11 @@ Document = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Report:
-    """A run that has ended."""
+    """A run that has ended: the checks that were selected for it, and what came of them.
+
+    It is of the whole catalogue all the same: what was not selected is NOT-RUN, and a selected check without
+    a result is an ERROR, so that totals always add up to the checks that there are.
+    """
 
     driver_class: type[Driver]
     checks: Sequence[Check]
@@ -37,144 +43,113 @@ class Report:
     seconds: float
     reproduce: str
     has_oracle: bool
+    #: How the driver was set up, as far as what is proved depends on it: "thin, over iSCSI".
+    mode: str = ""
+    #: What random choices were drawn from, if there were any.
+    seed: int | None = None
+    #: Where it took place: kernel, Python and programs with their versions.
+    environment: Mapping[str, str] = field(default_factory=environment)
+
+    @cached_property
+    def rows(self) -> Sequence[tuple[Check, Result]]:
+        """Every check of the catalogue, once, with what came of it.
+
+        Raises ValueError for a result of no check.
+        """
+        selected = {check.id: check for check in self.checks}
+        came = {result.id: result for result in self.results}
+        twice = [check_id for check_id, times in Counter(r.id for r in self.results).items() if times > 1]
+        for check_id in twice:
+            came[check_id] = Result(check_id, Verdict.ERROR, 0.0, "the run has several results of it")
+        declared, manifest = self.driver_class.capabilities, {c.id: c for c in catalogue()} | selected
+        if foreign := came.keys() - manifest.keys():
+            raise ValueError(f"there are results of no check: {', '.join(sorted(foreign))}")
+        return tuple(
+            (check, came.get(check.id) or _lacking(check, declared, selected=check.id in selected))
+            for check in manifest.values()
+        )
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
         """What is known of each capability."""
-        return evidence(self.driver_class.capabilities, self.checks, self.results)
+        checks, results = zip(*self.rows, strict=True)
+        return evidence(self.driver_class.capabilities, checks, results)
 
     @property
     def verdict(self) -> Conformance:
         """The verdict on the driver."""
-        return conformance(self.results, self.evidence)
+        counted = [result for check, result in self.rows if not check.provisional]
+        return conformance(counted, self.evidence)
 
     @property
     def totals(self) -> Mapping[str, int]:
         """How many ended how; they add up to the checks that there are."""
-        counted = Counter(str(result.verdict) for result in self.results)
-        return {verdict: counted[verdict] for verdict in map(str, Verdict) if counted[verdict]}
+        counted = Counter(check.shown(result.verdict) for check, result in self.rows)
+        return dict(sorted(counted.items()))
 
     def document(self) -> Document:
         """Give report.json."""
-        kind, by_id = self.driver_class, {check.id: check for check in self.checks}
         return {
             "schema": SCHEMA,
-            "driver": {"class": f"{kind.__module__}:{kind.__qualname__}", "from": _distribution(kind)},
-            "suite": {"level": LEVEL, "voldrivers": metadata.version("voldrivers"), "checks": len(by_id)},
-            "environment": {"python": platform.python_version(), "kernel": platform.release()},
+            "driver": {
+                "class": class_name(self.driver_class),
+                "from": package(self.driver_class),
+                "mode": self.mode,
+            },
+            "suite": {
+                "level": LEVEL,
+                "voldrivers": metadata.version("voldrivers"),
+                "checks": len(self.rows),
+                "seed": self.seed,
+            },
+            "environment": dict(self.environment),
             "began": self.began.isoformat(),
             "seconds": round(self.seconds, 3),
             "reproduce": self.reproduce,
             "oracle": "used" if self.has_oracle else "none: verified through the driver only",
             "verdict": str(self.verdict),
             "totals": dict(self.totals),
-            "capabilities": [
-                {
-                    "name": each.capability,
-                    "declared": each.declared,
-                    "proof": str(each.proof),
-                    "checks": list(each.checks),
-                }
-                for each in self.evidence
-            ],
-            "results": [_result(by_id[result.id], result) for result in self.results],
+            "capabilities": [_capability(each) for each in self.evidence],
+            "results": [_result(check, result) for check, result in self.rows],
         }
 
     def write(self, directory: Path) -> None:
-        """Write report.json, report.html, junit.xml, capabilities.json and capabilities.md."""
+        """Write report.json, report.html, junit.xml, and capabilities as .json, .md and .html."""
         directory.mkdir(parents=True, exist_ok=True)
         document = self.document()
+        column = matrix.reported(recorded(document, str(directory)))
         _write_json(directory / "report.json", document)
         _write_json(directory / "capabilities.json", document["capabilities"])
-        (directory / "capabilities.md").write_text(matrix([document]))
-        (directory / "report.html").write_text(page(self))
-        junit(self).write(directory / "junit.xml", encoding="utf-8", xml_declaration=True)
-
-
-def read(path: Path) -> Document:
-    """Read a report.json. Raises InvalidInput."""
-    try:
-        document = json.loads(path.read_text())
-        schema = document["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"report {path}", f"cannot be read: {error!r}") from error
-    if schema != SCHEMA:
-        raise InvalidInput(f"report {path}", f"is of form {schema}, only {SCHEMA} is known here")
-    found: Document = document
-    return found
-
-
-def differences(old: Document, new: Document) -> list[str]:
-    """Tell what a later report says otherwise: lines for people, none where nothing has changed."""
-    lines = []
-    for table, name, value in (("capabilities", "name", "proof"), ("results", "id", "verdict")):
-        before, after = (_column(document, table, name, value) for document in (old, new))
-        lines += [
-            f"{each}: {before.get(each, 'not there')} -> {after.get(each, 'not there')}"
-            for each in dict.fromkeys([*before, *after])
-            if before.get(each) != after.get(each)
-        ]
-    return lines
-
-
-def matrix(documents: Sequence[Document]) -> str:
-    """Write the support matrix of one driver, or of several side by side, as Markdown."""
-    names = [str(_table(document, "driver")["class"]) for document in documents]
-    proofs = [_column(document, "capabilities", "name", "proof") for document in documents]
-    lines = [["capability", *names], ["---"] * (len(names) + 1)]
-    lines += [[name, *(proof.get(name, "-") for proof in proofs)] for name in NAMES]
-    lines += [["**verdict**", *(str(document["verdict"]) for document in documents)]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
-    """Give the results as JUnit has them; each case holds id, capability and invariant as properties."""
-    totals = Counter(result.verdict for result in report.results)
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"voldrivers conformance {LEVEL}",
-        tests=str(len(report.results)),
-        failures=str(totals[Verdict.FAILED] + totals[Verdict.FIXED]),
-        errors=str(totals[Verdict.ERROR]),
-        skipped=str(totals[Verdict.NOT_APPLICABLE] + totals[Verdict.NOT_RUN] + totals[Verdict.KNOWN]),
-        time=f"{report.seconds:.3f}",
-    )
-    for check, result in zip(report.checks, report.results, strict=True):
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=GROUPS[check.group], name=check.id, time=f"{result.seconds:.3f}"
-        )
-        properties = ElementTree.SubElement(case, "properties")
-        said = {"verdict": str(result.verdict), "capability": check.capability or check.absent}
-        for name, value in (said | {"invariant": check.invariant}).items():
-            ElementTree.SubElement(properties, "property", name=name, value=value)
-        if kind := _JUNIT.get(result.verdict):
-            ElementTree.SubElement(case, kind, message=result.text).text = "\n".join(result.calls)
-    return ElementTree.ElementTree(suite)
+        _write(directory / "capabilities.md", matrix.markdown([column]))
+        _write(directory / "capabilities.html", matrix.html([column]))
+        _write(directory / "report.html", page(self))
+        cases = junit(f"voldrivers conformance {LEVEL}", self.rows, self.seconds)
+        cases.write(directory / "junit.xml", encoding="utf-8", xml_declaration=True)
 
 
 def page(report: Report) -> str:
     """Write the report as one HTML file that needs no network."""
     document = report.document()
-    head = f"{_table(document, 'driver')['class']}: {report.verdict}"
-    rows = [(e.capability, e.declared, str(e.proof), " ".join(e.checks)) for e in report.evidence]
+    title = f"{class_name(report.driver_class)}: {report.verdict}"
+    found = [(e.capability, e.declared, str(e.proof), " ".join(e.checks)) for e in report.evidence]
     results = [
-        (check.id, str(result.verdict), check.invariant, result.text, f"{result.seconds:.2f} s")
-        for check, result in zip(report.checks, report.results, strict=True)
+        (check.id, check.shown(result.verdict), check.invariant, result.text, f"{result.seconds:.2f} s")
+        for check, result in report.rows
     ]
-    failed = [card(c, r) for c, r in zip(report.checks, report.results, strict=True) if r.calls]
+    failed = "".join(f"<pre>{escape(card(c, r))}</pre>" for c, r in report.rows if r.calls)
     facts = [(name, json.dumps(document[name])) for name in _FACTS]
-    return (
-        f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>{escape(head)}</title>"
-        f"<style>{_STYLE}</style><h1>{escape(head)}</h1>{_html(('', ''), facts)}"
-        f"<h2>Capabilities</h2>{_html(('capability', 'declared', 'proof', 'checks'), rows)}"
-        f"<h2>Checks</h2>{_html(('check', 'verdict', 'invariant', 'what was found', 'time'), results)}"
-        f"{''.join(f'<pre>{escape(each)}</pre>' for each in failed)}</html>\n"
+    return pages.page(
+        title,
+        f"{pages.table(('', ''), facts)}"
+        f"<h2>Capabilities</h2>{pages.table(('capability', 'declared', 'proof', 'checks'), found)}"
+        f"<h2>Checks</h2>{pages.table(('check', 'verdict', 'invariant', 'what was found', 'time'), results)}"
+        f"{failed}",
     )
 
 
 def card(check: Check, result: Result) -> str:
     """Tell of one check that did not pass: what must hold, what was found, and every call that led there."""
-    lines = [f"{check.id} {result.verdict}: {check.invariant}"]
+    lines = [f"{check.id} {check.shown(result.verdict)}: {check.invariant}"]
     if result.invariant:
         lines.append(f"  {result.invariant}: {INVARIANTS[result.invariant]}")
     lines.append(f"  {result.text}")
@@ -183,26 +158,22 @@ def card(check: Check, result: Result) -> str:
     return "\n".join([*lines, *(f"    {call}" for call in result.calls)])
 
 
-_FACTS = ("suite", "environment", "began", "seconds", "oracle", "totals", "reproduce")
-_STYLE = (
-    "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{border:1px solid #bbb;padding:.2em .6em;text-align:left;vertical-align:top}"
-    "pre{background:#eee;padding:1em}"
-)
-_JUNIT = {
-    Verdict.FAILED: "failure",
-    Verdict.FIXED: "failure",
-    Verdict.ERROR: "error",
-    Verdict.KNOWN: "skipped",
-    Verdict.NOT_APPLICABLE: "skipped",
-    Verdict.NOT_RUN: "skipped",
-}
+_FACTS = ("driver", "suite", "environment", "began", "seconds", "oracle", "totals", "reproduce")
+
+
+def _lacking(check: Check, declared: Capabilities, *, selected: bool) -> Result:
+    """Give what stands for a result that there is none of."""
+    if selected:
+        return Result(check.id, Verdict.ERROR, 0.0, "the run ended without a result of it")
+    if reason := check.not_for(declared):
+        return Result(check.id, Verdict.NOT_APPLICABLE, 0.0, reason)
+    return Result(check.id, Verdict.NOT_RUN, 0.0, "it was not selected")
 
 
 def _result(check: Check, result: Result) -> Document:
     return {
         "id": result.id,
-        "verdict": str(result.verdict),
+        "verdict": check.shown(result.verdict),
         "level": str(check.level),
         "capability": check.capability or check.absent,
         "checks": check.invariant,
@@ -214,33 +185,19 @@ def _result(check: Check, result: Result) -> Document:
     }
 
 
-def _distribution(kind: type[Driver]) -> str:
-    """Name the package that a driver comes from, with its version."""
-    package = kind.__module__.partition(".")[0]
-    found = metadata.packages_distributions().get(package, ())
-    return ", ".join(f"{name} {metadata.version(name)}" for name in dict.fromkeys(found)) or package
-
-
-def _table(document: Document, name: str) -> Mapping[str, object]:
-    value = document[name]
-    assert isinstance(value, dict)
-    return value
-
-
-def _column(document: Document, table: str, name: str, value: str) -> dict[str, str]:
-    rows = document[table]
-    assert isinstance(rows, list)
-    return {str(row[name]): str(row[value]) for row in rows}
-
-
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [_line("th", head), *(_line("td", row) for row in rows)]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _line(kind: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
+def _capability(found: Evidence) -> Document:
+    return {
+        "name": found.capability,
+        "declared": found.declared,
+        "unless": found.unless,
+        "proof": str(found.proof),
+        "checks": list(found.checks),
+    }
 
 
 def _write_json(path: Path, document: object) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    _write(path, json.dumps(document, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, errors="backslashreplace")  # a program may have said half a character

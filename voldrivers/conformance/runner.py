@@ -14,7 +14,7 @@ from pathlib import Path
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, catalogue
 from voldrivers.conformance.subject import Subject
-from voldrivers.conformance.verdicts import Broken, NotRun, Overdue, Result, Verdict
+from voldrivers.conformance.verdicts import Broken, Finding, NotRun, Overdue, Result, Verdict
 from voldrivers.errors import VolDriverError
 
 #: Records of a check need not survive a power cut; on a disk each of them waits for it.
@@ -81,9 +81,10 @@ def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str
         act()
     except NotRun as reason:
         return Verdict.NOT_RUN, str(reason), "", {}
-    except (Broken, Overdue) as broken:
-        text = "; ".join([broken.text, *getattr(broken, "__notes__", [])])
-        return Verdict.FAILED, text, broken.invariant, broken.readings
+    except (Broken, Overdue, Finding) as said:
+        verdict = Verdict.FINDING if isinstance(said, Finding) else Verdict.FAILED
+        text = "; ".join([said.text, *getattr(said, "__notes__", [])])
+        return verdict, text, said.invariant, said.readings
     except VolDriverError as error:
         return Verdict.FAILED, f"{type(error).__name__}: {error}", "I9", {}
     except Exception as error:  # noqa: BLE001 - a driver may raise anything, and the next check must run

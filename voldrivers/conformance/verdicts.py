@@ -17,6 +17,8 @@ class Verdict(StrEnum):
     KNOWN = "KNOWN"
     #: A known failure that passes: its entry must go.
     FIXED = "FIXED"
+    #: Nothing is broken; there is something that should be declared.
+    FINDING = "FINDING"
     #: The capability is not declared; another check proves that it is refused.
     NOT_APPLICABLE = "N/A"
     NOT_RUN = "NOT-RUN"
@@ -69,6 +71,17 @@ class Overdue(BaseException):
 
 class NotRun(Exception):
     """This place lacks something that the check needs."""
+
+
+class Finding(Exception):
+    """Nothing is broken, and the driver can do more than it declares."""
+
+    invariant = ""
+
+    def __init__(self, text: str, /, **readings: object) -> None:
+        """Say what was found, and what was read where."""
+        super().__init__(text)
+        self.text, self.readings = text, readings
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,16 @@
 """EXI: a volume in use is extended, and everybody agrees; or it is refused, and nothing has changed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from voldrivers.abilities import GrownByHypervisor
+from voldrivers.base import Driver
+from voldrivers.capabilities import InUseExtend
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.verdicts import NotRun, expect
-from voldrivers.errors import NotSupported
+from voldrivers.conformance.verdicts import Broken, Finding, NotRun, expect
+from voldrivers.errors import NotSupported, VolDriverError
 from voldrivers.model import Volume, VolumeStatus
 
 _IN_USE = "in_use_extend"
@@ -164,6 +171,39 @@ def refused_when_absent(bench: Bench) -> None:
     bench.attach(volume)
     bench.refused(lambda: bench.extend(volume, volume.size_bytes + bench.step), NotSupported, invariant="I9")
     bench.check_agreed(volume, volume.size_bytes)
+
+
+@check(
+    "EXI-091",
+    "an in-use extend that is not declared does not work either: one that works would be declared",
+    absent=_IN_USE,
+    hint="declare in_use_extend, and its checks will prove it",
+)
+def works_when_absent(bench: Bench) -> None:
+    """Have the driver declare it for once, do what a driver that declares it must pass, see it fail."""
+    try:
+        with _claiming(bench) as trial:
+            hosts_agree(trial)
+            bytes_kept(trial)
+    except (VolDriverError, Broken):
+        return  # it does not work; what the attempt has left behind, the bench finds
+    how = trial.declared.in_use_extend
+    raise Finding("it works, and no size and no byte is wrong, but it is not declared", works=how)
+
+
+@contextmanager
+def _claiming(bench: Bench) -> Iterator[Bench]:
+    """Give a bench whose driver declares that it can: admission lets pass what it refuses otherwise."""
+    kind: type[Driver] = bench.subject.driver_class
+    how = InUseExtend.BY_HYPERVISOR if issubclass(kind, GrownByHypervisor) else InUseExtend.BY_BACKEND
+    claimed = {"capabilities": replace(bench.declared, in_use_extend=how), "__module__": kind.__module__}
+    subject = replace(bench.subject, driver_class=type(kind.__name__, (kind,), claimed))
+    directory = bench.directory / "claiming"
+    directory.mkdir()
+    with Bench(subject, directory, bench.run_id) as trial:
+        trial.watch = bench.watch  # what its calls raise, and their trace, is looked for there
+        trial.restart()
+        yield trial
 
 
 def _guest_bytes(bench: Bench, volume: Volume) -> int:
