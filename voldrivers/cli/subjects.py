@@ -59,4 +59,5 @@ def open_subject(kind: type[Driver], config: RunConfig) -> Iterator[Subject]:
             config.driver,
             config.volume,
             deadline_s=config.limits.extend_s,
+            mode=config.mode,
         )

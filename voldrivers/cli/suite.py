@@ -17,10 +17,10 @@ from voldrivers.conformance.evidence import Conformance
 from voldrivers.conformance.known import read_known
 from voldrivers.conformance.report import Report, card
 from voldrivers.conformance.runs import default_runs, one_of, runs_in
-from voldrivers.conformance.scratch import KeyMissing, check_keys, init
+from voldrivers.conformance.scratch import init, missing_key
 from voldrivers.conformance.sweep import left_of, sweep
 from voldrivers.conformance.trial import Trial, check_driver
-from voldrivers.errors import InvalidInput
+from voldrivers.errors import InvalidInput, InvalidState
 from voldrivers.model import utc_now
 from voldrivers.process import run
 from voldrivers.sizes import format_size
@@ -46,9 +46,8 @@ def conform(args: Namespace) -> int:
     checks = _chosen(args.profile, args.only)
     known = read_known(Path(args.known), [check.id for check in catalogue()]) if args.known else {}
     with open_subject(kind, config) as subject:
-        try:
-            check_keys(subject.make(kind, run), subject.oracle, subject.pool, args.destroy)
-        except KeyMissing as missing:
+        driver = subject.make(kind, run)
+        if missing := missing_key(driver, subject.oracle, subject.pool, args.destroy):
             if args.destroy is None:
                 return _plan(args, subject, checks, missing)
             complain(f"{missing}; nothing was touched")
@@ -108,7 +107,7 @@ def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:
     return [check for check in catalogue() if check.id in only or check.group in only]
 
 
-def _plan(args: Namespace, subject: Subject, checks: Sequence[Check], missing: KeyMissing) -> int:
+def _plan(args: Namespace, subject: Subject, checks: Sequence[Check], missing: InvalidState) -> int:
     """Say what would be run and why not; nothing is touched."""
     declared = subject.driver_class.capabilities
     rows = [(check.id, check.not_for(declared) or "runs", check.invariant) for check in checks]
@@ -131,7 +130,9 @@ def _tell(check: Check, result: Result, *, quiet: bool) -> None:
     if quiet:
         return
     reason = f": {result.text}" if result.text and result.verdict not in _TOLD else ""
-    write_lines([f"{result.id} {result.verdict} {result.seconds:.2f} s  {check.invariant}{reason}"])
+    write_lines(
+        [f"{result.id} {check.shown(result.verdict)} {result.seconds:.2f} s  {check.invariant}{reason}"]
+    )
     if result.verdict in _TOLD:
         write_lines(card(check, result).splitlines())
 

@@ -23,7 +23,7 @@ from voldrivers.options import SizeBytes, option, read_options
 from voldrivers.sizes import GiB
 
 _FROM_ENVIRONMENT = "env:"
-_TABLES = ("driver", "volume", "scratch", "oracle", "limits", "host")
+_KEYS = ("driver", "volume", "scratch", "oracle", "limits", "host", "report")
 
 Options = TypeVar("Options")
 
@@ -41,6 +41,13 @@ class OracleTable:
     """The table `[oracle]`, for a driver whose package offers none."""
 
     use: str = option("module:Class; it is given the driver's options")
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """The table `[report]`."""
+
+    mode: str = option("how the driver is set up, as far as proof depends on it: thin, over iSCSI", "")
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class RunConfig:
     volume: Mapping[str, object] = field(default_factory=dict)
     oracle: str | None = None
     limits: Limits = field(default_factory=Limits)
+    mode: str = ""
 
     def read(self, kind: type[Options], table: Mapping[str, object], name: str) -> Options:
         """Read one of those tables. Raises InvalidInput."""
@@ -78,8 +86,8 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> RunConfi
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"file {path}", f"is not TOML: {error}") from error
     for name in document:
-        if name not in _TABLES:
-            raise InvalidInput(f"{path}: {name}", f"there is no such table; known: {', '.join(_TABLES)}")
+        if name not in _KEYS:
+            raise InvalidInput(f"{path}: {name}", f"there is no such table; known: {', '.join(_KEYS)}")
     where, directory = f"{path}: [%s]", path.parent
     document = _revealed(path, "", document, environ)
     oracle = _table(path, document, "oracle")
@@ -91,6 +99,7 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> RunConfi
         _table(path, document, "volume"),
         read_options(OracleTable, oracle, where % "oracle", directory).use if oracle else None,
         read_options(Limits, _table(path, document, "limits"), where % "limits", directory),
+        read_options(ReportTable, _table(path, document, "report"), where % "report", directory).mode,
     )
 
 

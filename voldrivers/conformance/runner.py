@@ -65,9 +65,11 @@ def _directory(check: Check, kept: Kept | None, benches: list[Bench]) -> Iterato
         return
     path = kept.directory / check.id
     path.mkdir()
-    yield path
-    if all(bench.is_clean for bench in benches):
-        shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        if all(bench.is_clean for bench in benches):
+            shutil.rmtree(path)
 
 
 def _run(check: Check, bench: Bench, benches: list[Bench]) -> None:

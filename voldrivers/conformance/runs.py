@@ -114,6 +114,10 @@ def begun(runs: Path, run_id: str, facts: Mapping[str, str]) -> Iterator[Run]:
     (run.directory / "run.json").write_text(json.dumps({**facts, **said}, indent=1))
     try:
         yield run
+    except BaseException as error:
+        if run.checks:
+            error.add_note(f"take away what it has left: voldrivers sweep --run {run.id}")
+        raise
     finally:
         if not run.checks:
             run.forget()

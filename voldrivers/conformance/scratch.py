@@ -13,10 +13,6 @@ from voldrivers.conformance.subject import Marks, Oracle
 from voldrivers.errors import InvalidInput, InvalidState, NotSupported
 
 
-class KeyMissing(InvalidState):
-    """One of the keys is missing. Nothing was touched."""
-
-
 def init(oracle: Oracle | None, pool: str) -> str:
     """Mark a pool that is empty as one to be destroyed; give the mark. One that is marked stays as it is.
 
@@ -34,21 +30,21 @@ def init(oracle: Oracle | None, pool: str) -> str:
     return oracle.mark()
 
 
-def check_keys(driver: Driver, oracle: Oracle | None, named: str, given: str | None) -> None:
-    """Have all three keys. Raises KeyMissing, and what the backend raises. Only looks."""
+def missing_key(driver: Driver, oracle: Oracle | None, named: str, given: str | None) -> InvalidState | None:
+    """Say which key is missing, if one is. Only looks; raises what the backend raises."""
+    pool = f"pool {named}"
     if given is None:
-        raise KeyMissing(f"pool {named}", "not given to the run", f"named to it: --destroy {named}")
+        return InvalidState(pool, "not given to the run", f"named to it: --destroy {named}")
     if given != named:
-        raise KeyMissing(f"pool {given}", f"not the one of the file, {named}", "the same")
+        return InvalidState(f"pool {given}", f"not the one of the file, {named}", "the same")
     if isinstance(oracle, Marks):
         if oracle.pool != named:
-            raise KeyMissing(
-                f"pool {named}", f"not {oracle.pool}, where the driver's options lead", "the same"
-            )
+            return InvalidState(pool, f"not {oracle.pool}, where the driver's options lead", "the same")
         if not oracle.mark():
-            raise KeyMissing(f"pool {named}", "without a mark", "marked first: voldrivers scratch init")
+            return InvalidState(pool, "without a mark", "marked first: voldrivers scratch init")
     elif found := [*driver.list_volumes(), *(oracle.objects() if oracle else ())]:
-        raise KeyMissing(f"pool {named}", f"in use: there is {_some(found)}", "empty, as nothing can mark it")
+        return InvalidState(pool, f"in use: there is {_some(found)}", "empty, as nothing can mark it")
+    return None
 
 
 def _some(names: list[str]) -> str:

@@ -120,6 +120,8 @@ class Subject:
     now: Callable[[], datetime] = utc_now
     sleep: Callable[[float], None] = time.sleep
     deadline_s: float = 60.0
+    #: How the driver is set up, as far as what is proved depends on it: "thin, over iSCSI".
+    mode: str = ""
     #: Told of every call that makes something, before it is made.
     intend: Intend = _nothing
     #: What carries extends out and keeps the records, if it is not the engine itself.

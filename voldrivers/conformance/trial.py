@@ -15,7 +15,7 @@ from voldrivers.conformance.known import Known, judge
 from voldrivers.conformance.report import Report
 from voldrivers.conformance.runner import Kept, run_check
 from voldrivers.conformance.runs import Run, begun, default_runs
-from voldrivers.conformance.scratch import check_keys
+from voldrivers.conformance.scratch import missing_key
 from voldrivers.conformance.subject import Subject
 from voldrivers.conformance.verdicts import Overdue, Result
 from voldrivers.model import utc_now
@@ -78,17 +78,20 @@ class Running:
             time.monotonic() - self.began,
             self.trial.reproduce,
             has_oracle=self.subject.oracle is not None,
+            mode=self.subject.mode,
         )
 
 
 @contextmanager
 def running(subject: Subject, trial: Trial) -> Iterator[Running]:
-    """Begin a run. Raises KeyMissing before anything is touched, and what the backend raises then.
+    """Begin a run. Raises InvalidState before anything is touched where a key is missing.
 
-    Ctrl-C takes away what a check has made; after SIGKILL `sweep` does.
+    What the backend raises then is raised as well. Ctrl-C takes away what a check has made; after SIGKILL
+    `sweep` does.
     """
     driver = subject.make(subject.driver_class, subject.run)
-    check_keys(driver, subject.oracle, subject.pool, trial.destroy)
+    if missing := missing_key(driver, subject.oracle, subject.pool, trial.destroy):
+        raise missing
     with begun(trial.runs, secrets.token_hex(4), trial.facts) as run:
         yield Running(subject, trial, run)
 

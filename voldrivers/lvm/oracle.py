@@ -69,5 +69,6 @@ class VolumeGroupOracle:
 
 
 def _rows(argv: Sequence[str], kind: str) -> Sequence[Mapping[str, Any]]:  # Any: as above
-    found: Sequence[Mapping[str, Any]] = json.loads(run(argv, timeout_s=_LOOK_S).stdout)["report"][0][kind]
+    reports = json.loads(run(argv, timeout_s=_LOOK_S).stdout)["report"]
+    found: Sequence[Mapping[str, Any]] = reports[0][kind]  # Any: as above
     return found

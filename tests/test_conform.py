@@ -1,0 +1,219 @@
+"""The suite as vendors run it: a file of ten lines, three keys, one command; killed runs are swept up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from voldrivers.process import wait_until
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "acme_driver"
+DRIVER = "acme.driver:AcmeDriver"
+#: What every run needs to show something, in a second or two.
+QUICK = ("--only", "LIF-001", "--only", "EXI-001", "--only", "SNP-090")
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("qemu-system-x86_64")]
+
+
+class Vendor:
+    """A vendor's checkout, in which the commands are run as they would type them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.box, self.state, self.results = (directory / each for each in ("box", "state", "results"))
+        self.box.mkdir()
+        self.environment = {
+            **os.environ,
+            "XDG_STATE_HOME": str(self.state),
+            "ACME_BOX": str(self.box),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+
+    def begin(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [str(Path(sys.executable).with_name(words[0])), *words[1:]],
+            cwd=EXAMPLE,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: str, program: str = "voldrivers") -> tuple[int, str]:
+        began = self.begin(program, *words)
+        said, _ = began.communicate(timeout=120)
+        return began.returncode, said
+
+    def conform(self, *words: str, driver: str = DRIVER) -> tuple[int, str]:
+        return self.run("conform", driver, "--config", "conform.toml", *words)
+
+    def mark(self) -> None:
+        code, said = self.run("scratch", "init", DRIVER, "--config", "conform.toml", "--pool", str(self.box))
+        assert code == 0, said
+
+    def destroy(self, *words: str, driver: str = DRIVER) -> tuple[int, str]:
+        return self.conform("--destroy", str(self.box), *words, driver=driver)
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.box.iterdir())
+
+    @property
+    def runs(self) -> list[str]:
+        return sorted(path.name for path in (self.state / "voldrivers/runs").glob("*"))
+
+    def verdicts(self) -> dict[str, str]:
+        report = json.loads((self.results / "report.json").read_text())
+        return {each["id"]: each["verdict"] for each in report["results"]}
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Vendor:
+    return Vendor(tmp_path)
+
+
+def test_without_a_key_nothing_is_touched(vendor: Vendor) -> None:
+    code, said = vendor.conform()
+    assert code == 0
+    assert "SNP-002" in said
+    assert "snapshots is not declared" in said
+    assert f"must be named to it: --destroy {vendor.box}" in said
+    assert vendor.destroy() == (
+        3,
+        f"voldrivers: pool {vendor.box} is without a mark, must be marked first:"
+        " voldrivers scratch init; nothing was touched\n",
+    )
+    vendor.mark()
+    code, said = vendor.conform("--destroy", "elsewhere")
+    assert (code, "not the one of the file" in said) == (3, True)
+    assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
+def test_a_pool_in_use_is_not_marked(vendor: Vendor) -> None:
+    (vendor.box / "precious").touch()
+    code, said = vendor.run("scratch", "init", DRIVER, "--config", "conform.toml", "--pool", str(vendor.box))
+    assert (code, "there is precious" in said) == (5, True)
+    assert vendor.files == ["precious"]
+
+
+def test_a_run_leaves_its_results_and_nothing_else(vendor: Vendor) -> None:
+    vendor.mark()
+    code, said = vendor.destroy(*QUICK, "--out", str(vendor.results))
+    assert code == 4, said  # partial: most was not run
+    assert "LIF-001 PASS" in said
+    verdicts = vendor.verdicts()
+    assert {each: verdicts[each] for each in ("LIF-001", "EXI-001", "SNP-090")} == dict.fromkeys(
+        ("LIF-001", "EXI-001", "SNP-090"), "PASS"
+    )
+    assert (verdicts["SNP-002"], verdicts["LIF-002"]) == ("N/A", "NOT-RUN")
+    assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
+def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> None:
+    """A driver that forgets a file when it deletes is non-conformant; with --keep what it left stays."""
+    (tmp_path / "forgetful.py").write_text(
+        "from acme.driver import AcmeDriver\n"
+        "class Forgetful(AcmeDriver):\n"
+        "    def delete_volume(self, volume):\n"
+        "        path = self._path(volume)\n"
+        "        if path.exists():\n"
+        "            path.rename(path.with_suffix('.old'))\n"
+    )
+    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
+    vendor.mark()
+    code, said = vendor.destroy("--only", "LIF-002", "--keep", driver="forgetful:Forgetful")
+    assert code == 1, said
+    assert "LIF-002 FAIL: a deleted volume is gone, and its room is back" in said
+    assert "delete_volume(volume" in said
+    assert [name for name in vendor.files if name.endswith(".old")]
+    (tmp_path / "known.toml").write_text(
+        '[LIF-002]\nreason = "they are old"\nissue = "ACME-1"\nexpires = 2999-01-01\n'
+    )
+    code, said = vendor.destroy(
+        "--only", "LIF-002", "--known", str(tmp_path / "known.toml"), driver="forgetful:Forgetful"
+    )
+    assert (code, "LIF-002 KNOWN" in said, "they are old (ACME-1)" in said) == (4, True, True)
+
+
+@pytest.mark.parametrize("after_s", [1.0, 2.5])
+def test_what_a_killed_run_has_left_is_swept_up(vendor: Vendor, after_s: float) -> None:
+    vendor.mark()
+    began = vendor.begin(
+        "voldrivers",
+        "conform",
+        DRIVER,
+        "--config",
+        "conform.toml",
+        "--destroy",
+        str(vendor.box),
+        "--only",
+        "CRA",
+    )
+    wait_until(lambda: any(name.endswith(".volume") for name in vendor.files), 60, "the first volume")
+    time.sleep(after_s)
+    assert vendor.run("sweep")[1] == "no runs that were killed\n"  # it is at work
+    began.send_signal(signal.SIGKILL)
+    began.communicate(timeout=20)
+    (run,) = vendor.runs
+    code, said = vendor.run("sweep", "--dry-run")
+    assert (code, said.startswith(f"run {run}: there is")) == (0, True), said
+    assert vendor.run("sweep", "--run", run) == (0, f"run {run}: left all the same: nothing\n")
+    assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
+def test_an_interrupted_run_leaves_nothing_or_says_how_to_sweep_it_up(vendor: Vendor) -> None:
+    vendor.mark()
+    began = vendor.begin(
+        "voldrivers",
+        "conform",
+        DRIVER,
+        "--config",
+        "conform.toml",
+        "--destroy",
+        str(vendor.box),
+        "--only",
+        "CRA",
+    )
+    wait_until(lambda: any(name.endswith(".volume") for name in vendor.files), 60, "the first volume")
+    began.send_signal(signal.SIGINT)
+    said, _ = began.communicate(timeout=60)
+    assert began.returncode == 130, said
+    if vendor.runs:  # interrupted while it took something away
+        assert f"take away what it has left: voldrivers sweep --run {vendor.runs[0]}" in said
+        vendor.run("sweep", "--run", vendor.runs[0])
+    assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
+def test_pytest_runs_the_same_checks(vendor: Vendor) -> None:
+    given = ("--voldrivers-driver", DRIVER, "--voldrivers-config", "conform.toml")
+    words = ("-q", "-p", "no:cacheprovider", "--pyargs", "voldrivers.conformance", *given)
+    chosen = ("-k", "LIF-001 or EXI-001 or SNP-002", "--voldrivers-out", str(vendor.results))
+    code, said = vendor.run(*words, *chosen, program="pytest")
+    assert (code, "3 skipped" in said) == (0, True), said  # a key is missing
+    vendor.mark()
+    key = ("--voldrivers-destroy", str(vendor.box))
+    code, said = vendor.run(*words, *chosen, *key, program="pytest")
+    assert (code, "2 passed, 1 skipped" in said) == (0, True), said
+    assert vendor.verdicts()["EXI-001"] == "PASS"
+    assert vendor.files == [".scratch"]
+
+
+def test_what_is_wrong_is_told(vendor: Vendor, tmp_path: Path) -> None:
+    def said(*words: str) -> Sequence[object]:
+        code, text = vendor.run("conform", *words)
+        return code, text.removeprefix("voldrivers: ").partition(";")[0]
+
+    assert said(DRIVER) == (3, "conform: needs the driver, and its file: --config FILE")
+    assert said("--explain", "XYZ-001") == (3, "check XYZ-001: there is no check and no group of this name")
+    (tmp_path / "wrong.toml").write_text("[drivers]\n")
+    code, text = said(DRIVER, "--config", str(tmp_path / "wrong.toml"))
+    assert (code, "drivers: there is no such table" in str(text)) == (3, True)
+    code, text = said("acme.driver:NoDriver", "--config", "conform.toml")
+    assert (code, "cannot be loaded" in str(text)) == (6, True)
+    code, text = said("--explain", "EXI-003")
+    assert (code, str(text).startswith("EXI-003: what was written stays")) == (0, True)
