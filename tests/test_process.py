@@ -11,7 +11,7 @@ import pytest
 
 from voldrivers.base import Completed
 from voldrivers.errors import BackendError, CommandFailed, NotFound, OutcomeUnknown
-from voldrivers.process import MARK, end_orphans, identity, is_gone, marked, run, start, wait_until
+from voldrivers.process import MARK, end_orphans, identity, is_gone, marked, run, start, talk, wait_until
 
 #: Says its number and sleeps under it.
 SAY_AND_SLEEP = "echo $$ > {file}; exec sleep 60"
@@ -235,3 +235,58 @@ def test_waiting_ends_with_what_was_waited_for_and_does_not_sleep_for_real() -> 
 
 def test_what_holds_already_is_not_waited_for() -> None:
     wait_until(lambda: True, 0, "nothing", sleep=lambda _: pytest.fail("it slept"))
+
+
+# --- talks
+
+
+def shell(*lines: str) -> list[str]:
+    return ["sh", "-c", "\n".join(lines)]
+
+
+def test_a_program_is_talked_to_line_by_line_and_ends_with_its_input(tmp_path: Path) -> None:
+    program = shell("while read -r word; do echo $word $word; echo twice; done", f"echo end >{tmp_path}/end")
+    with talk(program, log=tmp_path / "log", end_s=20) as talking:
+        for word in ("a", "b"):
+            talking.say(f"{word}\n")
+            assert (talking.hear(20), talking.hear(20)) == (f"{word} {word}", "twice")
+        talking.check_goes_on()
+    assert (tmp_path / "end").read_text() == "end\n"
+
+
+def test_one_that_says_nothing_has_an_unknown_outcome_and_one_that_ended_failed(tmp_path: Path) -> None:
+    silent, said = (
+        talk(["sleep", "60"], log=tmp_path / "log", end_s=0),
+        r"it said nothing within 0\.1 seconds",
+    )
+    with silent as talking, pytest.raises(OutcomeUnknown, match=said):
+        talking.hear(0.1)
+    with talk(shell("echo last", "echo why >&2", "exit 3"), log=tmp_path / "log", end_s=0) as talking:
+        assert talking.hear(20) == "last"
+        for ask in (lambda: talking.hear(20), talking.check_goes_on):
+            with pytest.raises(CommandFailed) as caught:
+                ask()
+            assert (caught.value.exit_code, caught.value.reason) == (3, "why")
+        talking.say("nobody hears this")
+
+
+@pytest.mark.parametrize("traps", ["", "trap '' TERM"])
+def test_one_that_does_not_end_is_ended_after_an_error_too(
+    tmp_path: Path, pid_in: Callable[[str], int], traps: str
+) -> None:
+    program = shell(traps, f"echo $$ >{tmp_path}/pid", "while :; do sleep 60; done")
+
+    def fail() -> None:
+        with talk(program, log=tmp_path / "log", end_s=0.1):
+            pid_in("pid")
+            raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert ended(pid_in("pid"))
+
+
+def test_one_that_cannot_be_started_is_no_talk(tmp_path: Path) -> None:
+    none = talk([str(tmp_path / "none")], log=tmp_path / "log", end_s=0)
+    with pytest.raises(BackendError, match="cannot be started"), none:
+        pytest.fail("there is none")

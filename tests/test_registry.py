@@ -400,6 +400,7 @@ def test_reads_the_file_of_an_agent(tmp_path: Path) -> None:
     config = registry.load_agent(path)
     options = config.agent
     assert (options.listen, options.token_file) == ("127.0.0.1:0", tmp_path / "token")
+    assert options.conformance == "off"
     assert (options.certificate, options.key) == (Path("/etc/agent.pem"), None)
     host = registry.make_host(config.host, run)
     assert (host.name, host.options.qmp_dir) == ("one", tmp_path / "sockets")
@@ -410,6 +411,21 @@ def test_reads_the_file_of_an_agent(tmp_path: Path) -> None:
 
 
 AGENT_WRONG = {
+    "no such wish": (
+        "[host.one]",
+        "conformance = 'yes'\n[host.one]",
+        "[agent] conformance: must be one of off, host, guest, not 'yes'",
+    ),
+    "a guest nobody finds": (
+        '[host.one]\nkind = "local"\nqmp_dir = "sockets"',
+        "conformance = 'guest'\n[host.one]\nkind = 'local'",
+        '[agent] conformance: "guest" needs qmp_dir in [host.one]',
+    ),
+    "no devices here": (
+        '[host.one]\nkind = "local"\nqmp_dir = "sockets"',
+        "conformance = 'host'\n[host.one]\nkind = 'agent'\nurl = 'http://a'\ntoken_file = 'token'",
+        "[agent] conformance: [host.one] must be of kind local, not agent",
+    ),
     "no listen": ('listen = "127.0.0.1:0"\n', "", "[agent] listen: must be given"),
     "no token": ('token_file = "token"\n', "", "[agent] token_file: must be given"),
     "unknown option": ("certificate", "certifikate", "[agent] certifikate: there is no such option"),

@@ -65,6 +65,12 @@ class AgentOptions:
     requests_per_second: float = option(
         "requests that all controllers together may send in a second", 500.0, minimum=0.1, maximum=1e6
     )
+    conformance: str = option(
+        "whether who has the token may read and write volumes here, for the conformance suite; guest: through"
+        " a QEMU without a CPU in qmp_dir, too. Not for a machine with volumes of value",
+        "off",
+        choices=("off", "host", "guest"),
+    )
 
 
 @dataclass(frozen=True)

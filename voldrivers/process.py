@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from voldrivers.base import Completed
 from voldrivers.errors import BackendError, CommandFailed, NotFound, OutcomeUnknown
 
 MARK = "VOLDRIVERS_VOLUME"
+_LONGEST_LINE = 2**16
 _log = logging.getLogger(__name__)
 _marked_for: ContextVar[str] = ContextVar("marked_for", default="")
 
@@ -62,6 +64,78 @@ def start(argv: Sequence[str], *, output: Path) -> subprocess.Popen[bytes]:
             )
     except OSError as error:
         raise BackendError(argv[0], f"cannot be started: {error.strerror}") from error
+
+
+class Talk:
+    """A program that goes on while it is talked to."""
+
+    def __init__(self, argv: Sequence[str], child: "subprocess.Popen[bytes]", log: Path) -> None:
+        """Talk to `child`, whose stderr goes to `log`."""
+        self._argv, self._child, self._log, self._heard = tuple(argv), child, log, bytearray()
+
+    def say(self, text: str) -> None:
+        """Write to its input, less than a pipe holds (64 KiB); one that has ended does not hear it."""
+        assert self._child.stdin
+        with suppress(BrokenPipeError):
+            self._child.stdin.write(text.encode())
+            self._child.stdin.flush()
+
+    def hear(self, timeout_s: float) -> str:
+        """Give the next line of its output. Raises CommandFailed when it ends first, OutcomeUnknown."""
+        assert self._child.stdout
+        until = time.monotonic() + timeout_s
+        while b"\n" not in self._heard:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not select.select([self._child.stdout], [], [], left_s)[0]:
+                raise OutcomeUnknown(" ".join(self._argv), f"it said nothing within {timeout_s:g} seconds")
+            part = os.read(self._child.stdout.fileno(), 4096)
+            if not part or len(self._heard) > _LONGEST_LINE:
+                raise self._ended()
+            self._heard += part
+        line, _, rest = bytes(self._heard).partition(b"\n")
+        self._heard = bytearray(rest)
+        return os.fsdecode(line)
+
+    def check_goes_on(self) -> None:
+        """Raise CommandFailed when it has ended."""
+        if self._child.poll() is not None:
+            raise self._ended()
+
+    def _ended(self) -> CommandFailed:
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=2.0)
+        said = _printable(os.fsdecode(self._log.read_bytes()[-_LONGEST_LINE:]))
+        code = self._child.returncode
+        return CommandFailed(
+            self._argv[0],
+            said or "it did not say why",
+            argv=self._argv,
+            exit_code=-1 if code is None else code,
+        )
+
+
+@contextmanager
+def talk(argv: Sequence[str], *, log: Path, end_s: float) -> Iterator[Talk]:
+    """Start a program, talk to it, and end it: by the end of its input, after `end_s` by signals.
+
+    What it prints as errors goes to `log`. Raises BackendError when it cannot be started.
+    """
+    _log.debug("talk to %s", shlex.join(argv))
+    with log.open("wb") as errors:
+        child = _begin(argv, stdin=subprocess.PIPE, stderr=errors.fileno())
+    try:
+        yield Talk(argv, child, log)
+    finally:
+        assert child.stdin
+        with suppress(BrokenPipeError):
+            child.stdin.close()
+        for wait_s, number in ((end_s, signal.SIGTERM), (2.0, signal.SIGKILL)):
+            if not holds_within(lambda: _has_ended(child), wait_s):
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)
+        _end(child)
+        assert child.stdout
+        child.stdout.close()
 
 
 @contextmanager
@@ -144,7 +218,9 @@ def holds_within(
     return True
 
 
-def _begin(argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _begin(
+    argv: Sequence[str], stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+) -> "subprocess.Popen[bytes]":
     """Start a program that leads a session of its own, and with it a group that can be killed.
 
     Without a `preexec_fn`, which oslo's `processutils.execute` always has: an agent has threads, and a child
@@ -154,9 +230,9 @@ def _begin(argv: Sequence[str]) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env={**os.environ, "LC_ALL": "C", MARK: _marked_for.get()},
             start_new_session=True,
         )
@@ -179,6 +255,12 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.wait(timeout=2.0)
     except subprocess.TimeoutExpired:
         return
+
+
+def _has_ended(child: "subprocess.Popen[bytes]") -> bool:
+    """Tell whether a child has ended, and leave it to be waited for: so its group's number stays its own."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return child.returncode is not None or os.waitid(os.P_PID, child.pid, flags) is not None
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:

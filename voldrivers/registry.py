@@ -199,6 +199,8 @@ class _Reading:
         hosts = list(self._hosts().values())
         if len(hosts) != 1 or "host" not in self.document:
             self._wrong("[host.NAME]", "exactly one is needed, with the name that the controller knows it by")
+        if agent is not None and hosts:
+            self._check_conformance(agent, hosts[0])
         given = self.document.get("volume_service")
         service = (
             None
@@ -206,6 +208,13 @@ class _Reading:
             else self._options("volume_service", VolumeServiceOptions, self._table("volume_service", given))
         )
         return None if agent is None or not hosts else AgentConfig(self.path, agent, hosts[0], service)
+
+    def _check_conformance(self, agent: AgentOptions, host: HostEntry) -> None:
+        """Refuse what could show no devices, or have no guest that its host finds."""
+        if agent.conformance != "off" and host.kind != "local":
+            self._wrong("[agent] conformance", f"[host.{host.name}] must be of kind local, not {host.kind}")
+        elif agent.conformance == "guest" and getattr(host.options, "qmp_dir", None) is None:
+            self._wrong("[agent] conformance", f'"guest" needs qmp_dir in [host.{host.name}]')
 
     def _check_keys(self, *shown: str) -> None:
         known = [each.strip("[]").partition(".")[0] for each in shown]

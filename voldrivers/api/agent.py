@@ -26,6 +26,8 @@ from voldrivers.process import end_orphans, marked
 _log = logging.getLogger(__name__)
 #: Programs of an agent that was killed may take so long to end; then they are ended.
 _ORPHAN_S = 30.0
+#: Takes the name of a call, its arguments and what it gave.
+Done = Callable[[str, wire.Body, object], None]
 
 
 @dataclass
@@ -41,9 +43,9 @@ class _Known:
 class Agent:
     """The calls of one host, guarded. Threads may call it at once."""
 
-    def __init__(self, host: Host, now: Callable[[], datetime] = utc_now) -> None:
-        """Serve `host`."""
-        self.host, self._now = host, now
+    def __init__(self, host: Host, now: Callable[[], datetime] = utc_now, done: Done | None = None) -> None:
+        """Serve `host`; `done` is told of every call of it that has succeeded."""
+        self.host, self._now, self._done = host, now, done
         self._volumes = defaultdict[str, _Known](_Known)
         self._holds: dict[str, ExitStack] = {}
         self._books = threading.Lock()  # of the two above, and `cancelled`
@@ -56,7 +58,7 @@ class Agent:
         arguments = call.read(body)
         if name == "release":
             return self._release(**arguments)
-        self._refuse_late(name, expires_at)  # it may have waited for a thread
+        self.refuse_late(name, expires_at)  # it may have waited for a thread
         if name == "hold":
             return self._hold(**arguments, expires_at=expires_at)
         return call.write_answer(self.perform(name, arguments, expires_at))
@@ -64,7 +66,10 @@ class Agent:
     def perform(self, name: str, arguments: wire.Body, expires_at: datetime) -> object:
         """Make one call of the host in its turn, if it is not too late then. Raises VolDriverError."""
         with self._in_turn(name, arguments, expires_at):
-            return getattr(self.host, name)(**arguments)
+            answer: object = getattr(self.host, name)(**arguments)
+            if self._done is not None:
+                self._done(name, arguments, answer)
+            return answer
 
     def number(self, volume_id: str) -> int:
         """Give the number for a request that belongs to no extend: of the newest that is not cancelled."""
@@ -99,7 +104,7 @@ class Agent:
             known.working.release()
 
     def _check(self, name: str, known: _Known, extend: Extend | None, expires_at: datetime) -> None:
-        self._refuse_late(name, expires_at)
+        self.refuse_late(name, expires_at)
         if extend is None or name == "cancel":
             return
         subject = f"extend {extend.id} of volume {extend.volume_id}"
@@ -111,7 +116,8 @@ class Agent:
             raise InvalidState(subject, f"expired at host {self.host.name}", "asked for again")
         known.newest = extend.id
 
-    def _refuse_late(self, name: str, expires_at: datetime) -> None:
+    def refuse_late(self, name: str, expires_at: datetime) -> None:
+        """Refuse what its sender no longer waits for. Raises InvalidState."""
         if self._now() >= expires_at:
             raise self._too_late(name, expires_at)
 
@@ -128,7 +134,7 @@ class Agent:
         timer.daemon = True
         with ExitStack() as held:
             held.enter_context(self.host.hold(attachment))
-            self._refuse_late("hold", expires_at)  # whoever asked has gone: nobody would release it
+            self.refuse_late("hold", expires_at)  # whoever asked has gone: nobody would release it
             held.callback(timer.cancel)
             timer.start()
             with self._books:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request, Response
@@ -28,11 +28,22 @@ from voldrivers.api.figures import Figures
 from voldrivers.api.guard import Guard
 from voldrivers.api.openapi import allowed, complaint, describe
 from voldrivers.base import Host
-from voldrivers.errors import BackendError, InvalidInput, NotSupported, VolDriverError, to_document
+from voldrivers.errors import (
+    BackendError,
+    InvalidInput,
+    NotFound,
+    NotSupported,
+    VolDriverError,
+    to_document,
+)
+
+if TYPE_CHECKING:
+    from voldrivers.api.placeagent import PlaceAgent
 
 _log = logging.getLogger(__name__)
 #: So many looks at once, and so many acts: however many looks hang, on a dead share say, acts have threads.
 _THREADS = 40
+_PLACE_THREADS = 8
 _OPEN = frozenset({"/healthcheck"})
 _ServerId = Annotated[str, Path(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+@=:-]{0,127}$")]
 _Number: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
@@ -41,10 +52,14 @@ _TenantId = Annotated[str, Path(pattern=f"^{PROJECT}$")]
 
 
 def make_app(
-    host: Host, token: str, service: VolumeService | None = None, requests_per_second: float = 500.0
+    host: Host,
+    token: str,
+    service: VolumeService | None = None,
+    requests_per_second: float = 500.0,
+    place: "PlaceAgent | None" = None,
 ) -> Guard:
-    """Make the application of a host's agent; who has the token may do all."""
-    agent, figures = Agent(host), Figures()
+    """Make the application of a host's agent; who has the token may do all, at `place` too."""
+    agent, figures = Agent(host, done=place.book.note if place else None), Figures()
     app = FastAPI(
         title="voldrivers host agent",
         summary="os-online_extend_volume and os-server-external-events for the instances of one host",
@@ -54,6 +69,7 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.include_router(_place(agent, place))
     app.include_router(_calls(agent))
     router = _nova(Compute(agent, service))
     for version in ("v2", "v2.1"):
@@ -77,22 +93,52 @@ def _calls(agent: Agent) -> APIRouter:
     @router.post(f"{wire.PATH}/{{name}}")
     async def call(name: str, request: Request) -> Response:
         try:
-            body = await request.json()
-            expires_at = _time(request.headers[wire.EXPIRES])
-            level = int(request.headers.get(wire.LEVEL, "1"))
-            if not isinstance(body, dict):
-                raise ValueError(name)
-        except (ValueError, KeyError, RecursionError, OverflowError, ClientDisconnect):
-            return _failure(InvalidInput(f"request {name[:40]}", f"needs a JSON object and {wire.EXPIRES}"))
-        try:
-            _check_level(agent.host, level)
+            body, expires_at = await _asked(agent.host, name, request)
         except VolDriverError as error:
             return _failure(error)
         threads = acting if name in wire.ACTS else looking
-        work = partial(_answered, agent, name, body, expires_at)
-        return await anyio.to_thread.run_sync(work, limiter=threads)
+        work = partial(agent.answer, name, body, expires_at)
+        return await anyio.to_thread.run_sync(partial(_answered, agent.host, name, work), limiter=threads)
 
     return router
+
+
+def _place(agent: Agent, place: "PlaceAgent | None") -> APIRouter:
+    """Answer the conformance suite, which reads and writes devices here, if the operator lets it."""
+    router, threads = APIRouter(include_in_schema=False), anyio.CapacityLimiter(_PLACE_THREADS)
+
+    @router.post(f"{wire.PATH}/place/{{name}}")
+    async def call(name: str, request: Request) -> Response:
+        if place is None:
+            why = ": its agent's table has no key `conformance`"
+            return _failure(NotFound("place of host", agent.host.name, why))
+        try:
+            body, expires_at = await _asked(agent.host, f"place/{name}", request)
+        except VolDriverError as error:
+            return _failure(error)
+
+        def work() -> object:
+            agent.refuse_late(name, expires_at)
+            return place.answer(name, body)
+
+        return await anyio.to_thread.run_sync(partial(_answered, agent.host, name, work), limiter=threads)
+
+    return router
+
+
+async def _asked(host: Host, name: str, request: Request) -> tuple[wire.Body, datetime]:
+    """Read a request of ours: its arguments, and when it is too late. Raises InvalidInput, NotSupported."""
+    try:
+        body = await request.json()
+        expires_at = _time(request.headers[wire.EXPIRES])
+        level = int(request.headers.get(wire.LEVEL, "1"))
+        if not isinstance(body, dict):
+            raise ValueError(name)
+    except (ValueError, KeyError, RecursionError, OverflowError, ClientDisconnect) as error:
+        reason = f"needs a JSON object and {wire.EXPIRES}"
+        raise InvalidInput(f"request {name[:40]}", reason) from error
+    _check_level(host, level)
+    return body, expires_at
 
 
 def _nova(computing: Compute) -> APIRouter:
@@ -191,14 +237,14 @@ async def _in_thread(work: Callable[[], Any], limiter: anyio.CapacityLimiter) ->
     return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
-def _answered(agent: Agent, name: str, body: wire.Body, expires_at: datetime) -> Response:
+def _answered(host: Host, name: str, work: Callable[[], object]) -> Response:
     try:
-        return ASCIIResponse({"answer": agent.answer(name, body, expires_at)})
+        return ASCIIResponse({"answer": work()})
     except VolDriverError as error:
         _log.warning("%.40r: %s", name, error)
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a server's border: who asked learns that we failed, and it is logged
-        return _failure(BackendError(f"host {agent.host.name}", _mistake(name, error)))
+        return _failure(BackendError(f"host {host.name}", _mistake(name, error)))
 
 
 def _mistake(name: str, error: Exception) -> str:

@@ -82,6 +82,8 @@ class RemoteHost(Host, Layers):
 
     options_type = RemoteOptions
     options: RemoteOptions
+    #: A socket on this machine that leads to the agent, in the place of the address in `url`.
+    socket: Path | None = None
 
     def check_configuration(self) -> None:
         """Refuse a token or certificates that cannot be used."""
@@ -304,7 +306,10 @@ class RemoteHost(Host, Layers):
         ca_file = self.options.ca_file
         # No proxy of the environment: the token is for the agent alone.
         verify = context(ca_file, self.options.certificate, self.options.key)
-        return httpx.Client(base_url=self.options.url, headers=headers, verify=verify, trust_env=False)
+        transport = None if self.socket is None else httpx.HTTPTransport(uds=str(self.socket))
+        return httpx.Client(
+            base_url=self.options.url, headers=headers, verify=verify, trust_env=False, transport=transport
+        )
 
     @property
     def _title(self) -> str:

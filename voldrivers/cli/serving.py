@@ -3,18 +3,25 @@
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from voldrivers import registry
 from voldrivers.api import server, tracing, wire
 from voldrivers.api.access import Caller, Door
 from voldrivers.api.guard import App
+from voldrivers.base import Host
 from voldrivers.cli import failures
 from voldrivers.cli.output import write_lines
 from voldrivers.cli.session import config_path
 from voldrivers.config import AgentConfig, AgentOptions, Config, ServiceOptions
 from voldrivers.errors import InvalidInput, VolDriverError
+from voldrivers.host.local import LocalOptions
 from voldrivers.process import run
+
+if TYPE_CHECKING:
+    from voldrivers.api.placeagent import PlaceAgent
 
 
 def serve_volumes(args: Namespace) -> int:
@@ -42,8 +49,23 @@ def serve_host(args: Namespace) -> int:
     host = registry.make_host(config.host, run)
     service = None if config.volume_service is None else VolumeService(config.volume_service)
     token, per_second = wire.read_token(config.agent.token_file), config.agent.requests_per_second
-    app = agentapp.make_app(host, token, service, per_second)
-    return _serve(args, app, config.agent, "[agent]", f"host {host.name}", has_tokens=True)
+    with ExitStack() as ending:
+        place = _place(config, host)
+        if place is not None:
+            ending.callback(place.close)
+        app = agentapp.make_app(host, token, service, per_second, place)
+        return _serve(args, app, config.agent, "[agent]", f"host {host.name}", has_tokens=True)
+
+
+def _place(config: AgentConfig, host: Host) -> "PlaceAgent | None":
+    """Let the conformance suite look at this machine, if the operator does."""
+    if config.agent.conformance == "off":
+        return None
+    from voldrivers.api.placeagent import PlaceAgent  # an agent in production has none of the suite
+    from voldrivers.api.placebook import Book
+
+    guests = config.host.options.qmp_dir if isinstance(config.host.options, LocalOptions) else None
+    return PlaceAgent(host, Book(host), guests if config.agent.conformance == "guest" else None)
 
 
 def check(config: Config | AgentConfig) -> Iterator[VolDriverError]:

@@ -8,13 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from voldrivers import plugins
+from voldrivers.api.places import HostTable, open_place
 from voldrivers.base import Driver, Run
 from voldrivers.conformance.config import RunConfig
-from voldrivers.conformance.places import GuestPlace
 from voldrivers.conformance.subject import Oracle, Subject
-from voldrivers.guests.device import DeviceGuest
-from voldrivers.host.local import LocalHost, LocalOptions
-from voldrivers.process import run
 
 
 def find_driver(text: str, directory: str = "") -> type[Driver]:
@@ -43,10 +40,7 @@ def open_subject(kind: type[Driver], config: RunConfig) -> Iterator[Subject]:
 
     with TemporaryDirectory(prefix="voldrivers-conform-") as directory, ExitStack() as opened:
         places = [
-            GuestPlace(
-                LocalHost(str(table["name"]), LocalOptions(qmp_dir=Path(directory)), run),
-                opened.enter_context(DeviceGuest(Path(directory))),
-            )
+            opened.enter_context(open_place(config.read(HostTable, table, "[[host]]"), Path(directory)))
             for table in config.hosts
         ]
         yield Subject(

@@ -10,6 +10,7 @@ from voldrivers.base import Host
 from voldrivers.conformance.subject import Place
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown
 from voldrivers.filesystem import image_bytes
+from voldrivers.guests import plugged
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.model import Attachment, Volume
 
@@ -80,6 +81,16 @@ class GuestPlace(LocalPlace):
             yield
             with suppress(OutcomeUnknown):  # it was never asked
                 ejected.result()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        had = plugged.look(self.guest)
+        self.guest.kill()
+        try:
+            yield
+        finally:
+            self.guest.start_again()
+            had.plug_into(self.guest)
 
     def residue(self) -> frozenset[str]:
         return super().residue() | {f"disk {disk.serial}" for disk in self.guest.disks()}

@@ -54,13 +54,24 @@ class DeviceGuest(Machine):
 
         A disk, or QEMU itself, may take `answer_s` for a request; None is for as long as it takes.
         """
-        rom, qtest = directory / f"{name}.rom", directory / f"{name}.qtest"
+        rom, self._qtest = directory / f"{name}.rom", directory / f"{name}.qtest"
         write_rom(rom)
-        check_socket(qtest)
-        driven = ("-qtest", f"unix:{qtest},server=on,wait=off", "-qtest-log", "/dev/null")
+        check_socket(self._qtest)
+        self._answer_s = answer_s
+        driven = ("-qtest", f"unix:{self._qtest},server=on,wait=off", "-qtest-log", "/dev/null")
         super().__init__(directory, name, ["-bios", str(rom), "-m", "16", *driven, *arguments])
-        self._bus, self._answer_s = Bus(qtest, answer_s), answer_s
-        self.connections.callback(self._bus.close)
+        self._connect()
+
+    def start_again(self) -> None:
+        """Start it anew, after `kill`, without disks. Raises as the construction does."""
+        super().start_again()
+        self._connect()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it has in its directory, to be removed when it has ended."""
+        own = (self.qmp_socket, self._control_socket, self.log, self._qtest)
+        return (*own, self.directory / f"{self.name}.rom")
 
     def disks(self) -> "list[Disk]":
         """Find every virtio disk on the bus and set up those that are new, as a driver does."""
@@ -88,6 +99,10 @@ class DeviceGuest(Machine):
         for slot in _SLOTS:
             if asked & 1 << slot:
                 self._bus.set_port(_HOTPLUG_EJECT, 4, 1 << slot)
+
+    def _connect(self) -> None:
+        self._bus = Bus(self._qtest, self._answer_s)
+        self.connections.callback(self._bus.close)
 
 
 class Disk:

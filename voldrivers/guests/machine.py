@@ -91,15 +91,9 @@ class Machine:
         self.connections = ExitStack()  # what a guest closes when QEMU is gone
         self.qmp_socket, self.log = directory / f"{name}.qmp", directory / f"{name}.log"
         self._control_socket = directory / f"{name}.control"
-        for left_over in (self.qmp_socket, self._control_socket, self.log):
-            left_over.unlink(missing_ok=True)
         monitors = (*_monitor("qmp", self.qmp_socket), *_monitor("control", self._control_socket))
-        self.process = process.start([*_command(name, accel), *monitors, *arguments], output=self.log)
-        try:
-            self.wait_until(self._answers, _START_S, "the monitor")
-        except BaseException:
-            self.kill()
-            raise
+        self._argv = [*_command(name, accel), *monitors, *arguments]
+        self._begin()
 
     def __enter__(self) -> Self:
         """Give the running guest."""
@@ -151,6 +145,10 @@ class Machine:
         self.process.wait()
         self.connections.close()
 
+    def start_again(self) -> None:
+        """Start QEMU anew, after `kill`, without what was plugged in. Raises as the construction does."""
+        self._begin()
+
     def wait(self, timeout_s: float) -> int:
         """Wait until QEMU ends by itself and give its exit code. Raises OutcomeUnknown when it does not."""
         process.wait_until(lambda: not self.is_running, timeout_s, f"the end of guest {self.name}")
@@ -169,6 +167,16 @@ class Machine:
             printed = self.log.read_text(errors="replace").strip()[-500:] or "it printed nothing"
             reason = f"QEMU ended with exit code {self.process.wait()}: {printed}"
             raise BackendError(f"guest {self.name}", reason)
+
+    def _begin(self) -> None:
+        for left_over in (self.qmp_socket, self._control_socket, self.log):
+            left_over.unlink(missing_ok=True)
+        self.process = process.start(self._argv, output=self.log)
+        try:
+            self.wait_until(self._answers, _START_S, "the monitor")
+        except BaseException:
+            self.kill()
+            raise
 
     def _wait_until_moved(self) -> None:
         def moved() -> bool:

@@ -1,0 +1,224 @@
+"""The place of an agent's machine: what the conformance suite does there past the driver, one run at a time.
+
+Whoever has opened it has a lease. When that ends, because it is closed or nothing was asked for long, the
+guest ends too. Everything happens in one thread that lives as long as the place does: a QEMU dies with the
+thread that started it, and one bus to a guest takes one request at a time.
+"""
+
+import base64
+import binascii
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from voldrivers.api import placewire
+from voldrivers.api.placebook import Book
+from voldrivers.api.placewire import Opened, Outcome
+from voldrivers.api.wire import Body
+from voldrivers.base import Host
+from voldrivers.conformance.places import GuestPlace, LocalPlace
+from voldrivers.conformance.verdicts import NotRun
+from voldrivers.errors import InvalidInput, InvalidState, NotSupported, OutcomeUnknown
+from voldrivers.guests.device import DeviceGuest
+from voldrivers.guests.machine import QEMU
+from voldrivers.model import Attachment, Volume
+
+_ANSWER_S = 60.0
+T = TypeVar("T")
+
+
+@dataclass
+class _Place:
+    """A place that is open."""
+
+    lease: str
+    threads: ThreadPoolExecutor
+    until: float
+    place: LocalPlace
+    guest: DeviceGuest | None = None
+    contexts: dict[str, ExitStack] = field(default_factory=dict)
+
+
+class PlaceAgent:
+    """The calls of the place of one machine. Threads may call it at once."""
+
+    def __init__(
+        self,
+        host: Host,
+        book: Book,
+        guests: Path | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Look at what `host` has connected; `guests` is where its instances have their sockets, or None."""
+        self.host, self.book, self._guests, self._now = host, book, guests, now
+        self._place: _Place | None = None
+        self._books = threading.Lock()
+        self._opening = threading.Lock()
+
+    def answer(self, name: str, body: Body) -> object:
+        """Do what a request asks and give what JSON can hold. Raises VolDriverError."""
+        call = placewire.call(name)
+        arguments = dict(call.read(body))
+        if name == "open":
+            return call.write_answer(self._open(**arguments))
+        place = self._leased(arguments.pop("lease"))
+        if name == "close":
+            self._close(place)
+            return None
+        return call.write_answer(_within(place.threads.submit(self._do, place, name, arguments), name))
+
+    def close(self) -> None:
+        """End what is open; for the end of the agent."""
+        if self._place is not None:
+            self._close(self._place)
+
+    def end_if_forgotten(self) -> bool:
+        """Close a place that nothing was asked of for long; tell whether none is open now."""
+        place = self._place
+        if place is not None and self._now() >= place.until:
+            self._close(place)
+        return self._place is None
+
+    def _open(self, guest: bool | None) -> Opened:
+        with self._opening:
+            if not self.end_if_forgotten():
+                subject = f"place of host {self.host.name}"
+                raise InvalidState(
+                    subject, "used by another run", f"closed, or left for {placewire.LEASE_S:g} s"
+                )
+            threads = ThreadPoolExecutor(1)
+            try:
+                made = _within(threads.submit(self._begin, threads, guest), "open")
+            except BaseException:
+                threads.shutdown(wait=False)
+                raise
+            with self._books:
+                self._place = made
+        self._watch(made)
+        return Opened(made.lease, made.place.instance)
+
+    def _begin(self, threads: ThreadPoolExecutor, wanted: bool | None) -> _Place:
+        lease, until = secrets.token_hex(16), self._now() + placewire.LEASE_S
+        has_guest = self._guests is not None and shutil.which(QEMU) is not None
+        if not has_guest or wanted is False:
+            if wanted:
+                reason = "has no QEMU" if self._guests else 'its agent\'s table has no conformance = "guest"'
+                raise NotSupported(f"host {self.host.name}", f"{reason}, so there can be no guest")
+            return _Place(lease, threads, until, LocalPlace(self.host))
+        assert self._guests is not None
+        guest = DeviceGuest(self._guests, f"conformance-{secrets.token_hex(4)}")
+        return _Place(lease, threads, until, GuestPlace(self.host, guest), guest)
+
+    def _watch(self, place: _Place) -> None:
+        def look() -> None:
+            self.end_if_forgotten()
+            if self._place is place:
+                self._watch(place)
+
+        timer = threading.Timer(placewire.LEASE_S / 10, look)
+        timer.daemon = True
+        timer.start()
+
+    def _leased(self, lease: str) -> _Place:
+        with self._books:
+            place = self._place
+            if place is None or not secrets.compare_digest(place.lease.encode(), lease.encode()):
+                raise InvalidState(
+                    f"place of host {self.host.name}", "no longer open for this run", "opened again"
+                )
+            place.until = self._now() + placewire.LEASE_S
+            return place
+
+    def _close(self, place: _Place) -> None:
+        with self._books:
+            if self._place is not place:
+                return
+            self._place = None
+        if place.guest is not None:
+            place.guest.kill()
+            for file in place.guest.files:
+                file.unlink(missing_ok=True)
+        place.threads.shutdown(wait=False)
+
+    # --- in the thread of the place
+
+    def _do(self, place: _Place, name: str, arguments: dict[str, Any]) -> object:  # Any: as the call has them
+        if name == "residue":
+            return sorted(place.place.residue())
+        if name in ("begin", "end"):
+            _turn(place, name, arguments["what"])
+            return None
+        volume_id = arguments.pop("volume_id")
+        with self.book.pinned(volume_id, arguments.pop("attachment_id")) as attachment:
+            self._check_instance(place, attachment)
+            return _asked(place.place, name, _named(volume_id), attachment, arguments)
+
+    def _check_instance(self, place: _Place, attachment: Attachment) -> None:
+        if attachment.instance is None:
+            return
+        if attachment.instance != place.place.instance or place.guest is None:
+            subject = f"attachment {attachment.id} on {attachment.place}"
+            raise InvalidState(subject, "in another instance", "in the guest of this place, or in none")
+        self.book.check_guest(place.guest)
+
+
+def _within(asked: "Future[T]", name: str) -> T:
+    """Wait for what the thread of a place does. Raises OutcomeUnknown when it takes too long.
+
+    What was not begun by then is not begun any more.
+    """
+    try:
+        return asked.result(_ANSWER_S)
+    except TimeoutError as error:
+        asked.cancel()
+        raise OutcomeUnknown(f"{name} of a place", f"it did not end within {_ANSWER_S:g} seconds") from error
+
+
+def _turn(place: _Place, name: str, what: str) -> None:
+    """Begin or end a context of the place; ending one that is not there is no error."""
+    if name == "end":
+        if (context := place.contexts.pop(what, None)) is not None:
+            context.close()
+        return
+    if what in place.contexts:
+        raise InvalidState(f"{what} of a place", "begun already", "ended first")
+    try:
+        with ExitStack() as entered:
+            entered.enter_context(place.place.letting_go() if what == "letting_go" else place.place.stopped())
+            place.contexts[what] = entered.pop_all()
+    except NotRun as error:
+        raise NotSupported(what, str(error)) from error
+
+
+def _asked(
+    place: LocalPlace, name: str, volume: Volume, attachment: Attachment, arguments: dict[str, Any]
+) -> object:  # Any: as the call has them
+    """Ask a device; what it refuses is an answer, not a failure of the agent."""
+    if name == "device_bytes":
+        return place.device_bytes(volume, attachment)
+    if name == "guest_bytes":
+        return place.guest_bytes(volume, attachment)
+    offset_bytes: int = arguments["offset_bytes"]
+    try:
+        if name == "read":
+            read = place.read(volume, attachment, offset_bytes, arguments["size_bytes"])
+            return Outcome(base64.b64encode(read).decode())
+        content = base64.b64decode(arguments["content"], validate=True)
+        place.write(volume, attachment, offset_bytes, content)
+    except binascii.Error as error:
+        raise InvalidInput("content to be written", "must be base64") from error
+    except OSError as error:
+        return Outcome(refused=str(error))
+    return Outcome()
+
+
+def _named(volume_id: str) -> Volume:
+    """A place tells volumes by their ids only."""
+    return Volume(volume_id, volume_id, "", 0)
