@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from voldrivers.guests import plugged
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.model import Attachment, Volume
 
-_EJECT_S = 20.0
+_EJECT_S = 0.2
 
 
 class LocalPlace(Place):
@@ -76,11 +76,21 @@ class GuestPlace(LocalPlace):
 
     @contextmanager
     def letting_go(self) -> Iterator[None]:
+        over: Future[None] = Future()
         with ThreadPoolExecutor(1) as beside:
-            ejected = beside.submit(self.guest.eject, _EJECT_S)
-            yield
-            with suppress(OutcomeUnknown):  # it was never asked
-                ejected.result()
+            ejected = beside.submit(self._eject, over)
+            try:
+                yield
+            finally:
+                over.set_result(None)
+            ejected.result()
+
+    def _eject(self, over: Future[None]) -> None:
+        """Let go as soon as that is asked for, or not at all where everything is over before."""
+        while not over.done():
+            with suppress(OutcomeUnknown):
+                self.guest.eject(_EJECT_S)
+                return
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
