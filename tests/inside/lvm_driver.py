@@ -15,6 +15,7 @@ from voldrivers import process
 from voldrivers.base import Completed, Run
 from voldrivers.errors import (
     CommandFailed,
+    InvalidInput,
     InvalidSize,
     InvalidState,
     NoSpace,
@@ -124,6 +125,20 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left() -> None:
     with pytest.raises(InvalidSize, match="multiple of 4 MiB"):
         lvmdriver.check_extend(one, 17 * MiB)
     assert lvmdriver.volume_size(one) == 16 * MiB
+
+
+@pytest.mark.parametrize("protocol", ["iscsi", "nvmet_tcp"])
+def test_a_volume_that_could_not_be_exported_is_not_made(protocol: str) -> None:
+    lvmdriver, odd = driver(target_protocol=protocol), replace(volume(), id="a_volume")
+    lvmdriver.create_volume(volume(), LVMVolumeOptions())
+    for act in (
+        lambda: lvmdriver.create_volume(odd, LVMVolumeOptions()),
+        lambda: lvmdriver.clone_volume(odd, LVMVolumeOptions(), volume()),
+        lambda: lvmdriver.manage_existing(odd, "volume-id-1", LVMVolumeOptions()),
+    ):
+        with pytest.raises(InvalidInput, match="its id cannot be in the name"):
+            act()
+    assert lvm("lvs", "--noheadings", "--options", "lv_name", "vg0").split() == ["volume-id-1"]
 
 
 def test_stripes_are_in_the_rounding() -> None:

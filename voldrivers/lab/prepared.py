@@ -75,6 +75,7 @@ cat >/etc/voldrivers/agent.toml <<END
 listen = "0.0.0.0:9871"
 token_file = "token"
 certificate = "identity.pem"
+conformance = "guest"
 [host.$HOSTNAME]
 kind = "local"
 qmp_dir = "/run/lab"

@@ -98,6 +98,7 @@ class LVMDriver(Driver, Snapshots, Reverts, Clones, Manages):
 
     def create_volume(self, volume: Volume, options: LVMVolumeOptions) -> str:
         """Make the logical volume, cleared before it is anybody's; one that is there is left alone."""
+        self._exports.check_id(volume.id)
         group = self._lvm.report()
         self._check_size(volume, volume.size_bytes)
         seen = self._ours.find(group, volume_name(volume))
@@ -241,6 +242,7 @@ class LVMDriver(Driver, Snapshots, Reverts, Clones, Manages):
         self, volume: Volume, options: LVMVolumeOptions, source: Volume, snapshot: Snapshot | None = None
     ) -> str:
         """Share the blocks of a thin source with a thin volume, else copy all; the source may be in use."""
+        self._exports.check_id(volume.id)
         self._check_size(volume, volume.size_bytes)
         self._copies.clone(volume, options, source, snapshot)
         return ""
@@ -250,6 +252,7 @@ class LVMDriver(Driver, Snapshots, Reverts, Clones, Manages):
 
     def manage_existing(self, volume: Volume, reference: str, options: LVMVolumeOptions) -> str:
         """Rename the logical volume and tag it; `reference` is NAME or GROUP/NAME."""
+        self._exports.check_id(volume.id)
         self._existing.take(volume, reference, options, self.size_rule)
         return ""
 

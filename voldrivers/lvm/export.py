@@ -23,6 +23,10 @@ class Exports(ABC):
     layer: ClassVar[str]
 
     @abstractmethod
+    def check_id(self, volume_id: str) -> None:
+        """Refuse a volume whose id cannot be in a name, before there is such a volume."""
+
+    @abstractmethod
     def open(
         self, volume_id: str, device: Path, connector: Connector, known: Iterable[ConnectionInfo]
     ) -> ConnectionInfo:

@@ -21,6 +21,10 @@ class ISCSIExports(Exports):
         """Take the options; nothing is looked at. Raises InvalidInput."""
         self._target = Target(options)
 
+    def check_id(self, volume_id: str) -> None:
+        """Refuse what no target can be named after."""
+        self._target.check_id(volume_id)
+
     def open(
         self, volume_id: str, device: Path, connector: Connector, known: Iterable[ConnectionInfo]
     ) -> ConnectionInfo:

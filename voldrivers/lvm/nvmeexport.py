@@ -41,6 +41,11 @@ class NVMeExports(Exports):
             )
         self._portals = tuple(parse_portal(text, _PORT) for text in options.portals)
 
+    def check_id(self, volume_id: str) -> None:
+        """Refuse what no subsystem can be named after."""
+        if not _VOLUME_ID.fullmatch(volume_id):
+            raise InvalidInput(f"volume {volume_id}", "its id cannot be in the name of an NVMe subsystem")
+
     def open(
         self,
         volume_id: str,
@@ -127,8 +132,7 @@ class NVMeExports(Exports):
             yield nqn
 
     def _nqn(self, volume_id: str) -> str:
-        if not _VOLUME_ID.fullmatch(volume_id):
-            raise InvalidInput(f"volume {volume_id}", "its id cannot be in the name of an NVMe subsystem")
+        self.check_id(volume_id)
         return self._prefix + volume_id
 
 

@@ -205,10 +205,14 @@ class Target:
             names = sorted(os.listdir(fabric.path)) if fabric.exists else []
         return [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
 
-    def _names(self, volume_id: str) -> tuple[str, str, str]:
-        """Give the names of backstore and target, and the unit serial."""
+    def check_id(self, volume_id: str) -> None:
+        """Refuse an id that cannot be in the name of a target. Raises InvalidInput."""
         if not _VOLUME_ID.fullmatch(volume_id):
             raise InvalidInput(f"volume {volume_id}", "its id cannot be in the name of an iSCSI target")
+
+    def _names(self, volume_id: str) -> tuple[str, str, str]:
+        """Give the names of backstore and target, and the unit serial."""
+        self.check_id(volume_id)
         return _PREFIX + volume_id, self._prefix + volume_id, str(uuid.uuid5(_SERIALS, volume_id))
 
     @contextmanager

@@ -92,10 +92,11 @@ def prefixes(bench: Bench) -> None:
     """Create volumes named as a volume and more; extend and delete the shortest; look at the others."""
     name, begin = bench.name(), bench.new_id()[:16]
     volumes = []
-    for number, end in enumerate(("", "0", "-1", "_x")):
-        bench.ids = [f"{begin}{end}"]
+    for number, (end, end_of_id) in enumerate((("", ""), ("0", "0"), ("-1", "-1"), ("_x", "x"))):
+        bench.ids = [f"{begin}{end_of_id}"]
         size_bytes = bench.rule.round_up(1) + number * bench.granule
-        volumes.append(bench.engine.create_volume(f"{name}{end}", size_bytes))
+        options = bench.subject.volume_options
+        volumes.append(bench.engine.create_volume(f"{name}{end}", size_bytes, options=options))
     bench.extend(volumes[0], volumes[0].size_bytes + bench.step)
     _check_apart(bench, [bench.now(volume) for volume in volumes])
 
