@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from liars import liars
+from liars.declaration import LacksAMethod
 from liars.extend_in_use import ClearsDetachedOnly
 from liars.liar import Liar
 
 from voldrivers.capabilities import Capabilities
 from voldrivers.conformance import Level, Verdict, catalogue, memory, run_checks
-from voldrivers.conformance.catalogue import Check
+from voldrivers.conformance.catalogue import RESERVED, Check
 from voldrivers.conformance.runner import run_check
 from voldrivers.errors import InvalidState
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
@@ -81,6 +82,53 @@ def test_every_check_that_counts_is_the_one_that_finds_some_liar() -> None:
     found_by = {liar.found_by for liar in liars()}
     assert found_by <= {check.id for check in catalogue()}
     assert {check.id for check in catalogue() if not check.provisional} <= found_by
+
+
+#: The published catalogue: the last number of each group, which has all before it too.
+PUBLISHED = {
+    "DEC": 8,
+    "LIF": 9,
+    "SIZ": 7,
+    "EXO": 10,
+    "EXI": 16,
+    "DEF": 16,
+    "ROL": 9,
+    "CRA": 8,
+    "CON": 9,
+    "DAT": 8,
+    "SNP": 10,
+    "CLN": 7,
+    "ATT": 11,
+    "STA": 6,
+    "BAD": 8,
+    "IDM": 5,
+    "LEK": 7,
+    "ADP": 8,
+}
+#: What is refused where a capability is not declared, and what works all the same.
+ABSENT = {"EXI-090", "EXI-091", "LIF-090", "SNP-090", "SNP-091", "CLN-090", "ATT-090"}
+
+
+def test_every_id_of_the_published_catalogue_is_a_check_or_has_a_reason_why_not() -> None:
+    published = {f"{group}-{number:03}" for group, last in PUBLISHED.items() for number in range(1, last + 1)}
+    checks = {check.id for check in catalogue()}
+    assert published - checks == RESERVED.keys()
+    assert checks - published == ABSENT
+    assert all(len(reason.split()) > 5 for reason in RESERVED.values())
+
+
+def test_the_docs_say_which_ids_have_no_check_and_why() -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "conformance.md").read_text()
+    spared = {i for i in RESERVED if i in docs or (i[:4] == "ADP-" and "ADP-001 to ADP-008" in docs)}
+    assert spared == RESERVED.keys()
+    assert [reason for reason in RESERVED.values() if reason not in docs] == []
+
+
+def test_half_a_driver_fails_every_check_and_says_what_it_lacks() -> None:
+    for check in catalogue():
+        result = run_check(check, memory.subject(LacksAMethod))
+        assert result.verdict in (Verdict.FAILED, Verdict.NOT_APPLICABLE), result
+        assert "pool" in str(result.readings) or result.verdict is Verdict.NOT_APPLICABLE
 
 
 def test_a_check_that_is_core_is_never_provisional() -> None:

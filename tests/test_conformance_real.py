@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from realsite import mounted
@@ -29,25 +31,53 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     directory = tmp_path_factory.mktemp("conformance")
-    share, disk = directory / "share", directory / "disk"
+    share, aside, disk = directory / "share", directory / "aside", directory / "disk"
     share.mkdir()
+    aside.mkdir()
     with disk.open("wb") as file:
         file.truncate(GiB)
     run(["mkfs.ext4", "-q", "-F", str(disk)], timeout_s=20)
 
-    def make(kind: type[Driver], run: Run) -> Driver:
-        return kind("files", NFSOptions(str(share)), run)
+    options = NFSOptions(str(share), must_be_mounted=True)
 
-    with mounted("ext4", "-o", "loop", str(disk), point=share), DeviceGuest(directory) as guest:
+    def make(kind: type[Driver], run: Run) -> Driver:
+        return kind("files", options, run)
+
+    @contextmanager
+    def outage() -> Iterator[None]:
+        """Have the share be mounted elsewhere; who has a file of it open keeps that."""
+        run(["mount", "--move", str(share), str(aside)], timeout_s=20)
+        try:
+            yield
+        finally:
+            run(["mount", "--move", str(aside), str(share)], timeout_s=20)
+
+    with (
+        _private(directory),
+        mounted("ext4", "-o", "loop", str(disk), point=share),
+        DeviceGuest(directory) as guest,
+    ):
         host = LocalHost("here", LocalOptions(qmp_dir=directory), run)
         yield Subject(
             NFSDriver,
             make,
             [GuestPlace(host, guest)],
-            ShareOracle(NFSOptions(str(share))),
+            ShareOracle(options),
             volume_options={"format": "raw"},
             deadline_s=20.0,
+            outage=outage,
         )
+
+
+@contextmanager
+def _private(directory: Path) -> Iterator[None]:
+    """Have mounts in a directory be movable: those below a shared one are not (mount(8), --move)."""
+    run(["mount", "--bind", str(directory), str(directory)], timeout_s=20)
+    try:
+        run(["mount", "--make-private", str(directory)], timeout_s=20)
+        yield
+    finally:
+        run(["umount", "--lazy", str(directory)], timeout_s=20)
 
 
 SMOKE = [pytest.param(check) for check in catalogue() if check.smoke]

@@ -203,3 +203,21 @@ def test_a_directory_here_is_told_from_one_elsewhere(given_: str, seen: str) -> 
 def test_what_is_no_path_is_not_made_one(value: str) -> None:
     with pytest.raises(InvalidInput, match="place: must be a path"):
         read_options(Ranged, {"place": value}, WHERE, Path("/etc/x"))
+
+
+@dataclass(frozen=True)
+class ArrayOptions:
+    """Options with a secret."""
+
+    user: str = option("who logs in")
+    password: str = option("what proves it", "opensesame", secret=True)
+
+
+def test_a_secret_is_not_shown() -> None:
+    shown = [repr(ArrayOptions("me", "hunter2")), *map(repr, explain(ArrayOptions))]
+    with pytest.raises(InvalidInput) as caught:
+        read_options(ArrayOptions, {"user": "me", "password": ["hunter2"]}, "backend a")
+    assert str(caught.value) == "backend a password: must be text; it is not shown"
+    assert not any(secret in text for text in shown for secret in ("hunter2", "opensesame"))
+    assert "user='me'" in shown[0]
+    assert read_options(ArrayOptions, {"user": "me"}, "backend a").password == "opensesame"

@@ -55,16 +55,18 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     or_remote: bool = False,
+    secret: bool = False,
 ) -> Any:  # Any: as dataclasses.field
     """Make one option; without a default it must be given. `meaning` is shown to operators.
 
     A number lies between `minimum` and `maximum`, both included. A path is relative to the directory that
     its reader names, for a configuration the one of its file; a text with `or_remote` is such a path
-    too, unless a colon stands before its first slash (`server:/export`).
+    too, unless a colon stands before its first slash (`server:/export`). A `secret` is shown by no repr, no
+    explanation and no error.
     """
     metadata = {"meaning": meaning, "choices": choices, "or_remote": or_remote}
-    metadata |= {"minimum": minimum, "maximum": maximum}
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    metadata |= {"minimum": minimum, "maximum": maximum, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 def read_options(
@@ -96,7 +98,7 @@ def check_options(
         try:
             values[key] = _read(kind, known, key, value, directory)
         except ValueError as error:
-            problems.append(InvalidInput(f"{where} {key}", str(error)))
+            problems.append(InvalidInput(f"{where} {key}", _told(kind, known.get(key), error)))
     try:
         return Checked(None if problems else kind(**values), tuple(problems))
     except ValueError as error:
@@ -111,7 +113,7 @@ def explain(kind: type) -> list[OptionHelp]:
             f.name,
             " | ".join(f.metadata["choices"]) or f"{_kind_name(hints[f.name])}{_range(f.metadata)}",
             f.metadata["meaning"],
-            "required" if f.default is MISSING else _shown(f.default),
+            _default(f),
         )
         for f in _fields(kind)
     ]
@@ -154,6 +156,13 @@ def _read(
     return converted
 
 
+def _told(kind: type, known: Field[Any] | None, error: ValueError) -> str:  # Any: as in _fields
+    """Say what is wrong with a value; of a secret only what it must be."""
+    if known is None or not known.metadata["secret"]:
+        return str(error)
+    return f"must be {_kind_name(get_type_hints(kind)[known.name])}{_range(known.metadata)}; it is not shown"
+
+
 def _within(limits: Mapping[str, Any], value: float) -> bool:  # Any: metadata of a field
     minimum, maximum = limits["minimum"], limits["maximum"]
     return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
@@ -194,6 +203,12 @@ def _kind_name(kind: Any) -> str:  # Any: a type hint has no type of its own
         kind = next(member for member in get_args(kind) if member is not type(None))
     names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}
     return names.get(kind, "a size such as 20G")
+
+
+def _default(option: Field[Any]) -> str:  # Any: as in _fields
+    if option.default is MISSING:
+        return "required"
+    return "not shown" if option.metadata["secret"] else _shown(option.default)
 
 
 def _shown(default: object) -> str:

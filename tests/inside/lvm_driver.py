@@ -131,11 +131,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left() -> None:
 def test_a_volume_that_could_not_be_exported_is_not_made(protocol: str) -> None:
     lvmdriver, odd = driver(target_protocol=protocol), replace(volume(), id="a_volume")
     lvmdriver.create_volume(volume(), LVMVolumeOptions())
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: lvmdriver.create_volume(odd, LVMVolumeOptions()),
         lambda: lvmdriver.clone_volume(odd, LVMVolumeOptions(), volume()),
         lambda: lvmdriver.manage_existing(odd, "volume-id-1", LVMVolumeOptions()),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(InvalidInput, match="its id cannot be in the name"):
             act()
     assert lvm("lvs", "--noheadings", "--options", "lv_name", "vg0").split() == ["volume-id-1"]

@@ -1,9 +1,13 @@
 """Lies about what makes no sense."""
 
-from liars.liar import lying_driver
+from dataclasses import dataclass
+
+from liars.liar import lying_driver, lying_engine
 from voldrivers.errors import BackendError, NoSpace, NotFound
+from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryDriver
-from voldrivers.model import ExtendReply, Snapshot, Volume
+from voldrivers.model import Extend, ExtendReply, Snapshot, Volume
+from voldrivers.options import option
 from voldrivers.sizes import MiB, SizeRule
 
 
@@ -106,6 +110,29 @@ class OneError(MemoryDriver):
             raise BackendError(volume.title, "operation failed, see the log") from error
 
 
+class TheOnlyOne(Engine):
+    """Takes the only volume there is where none is named."""
+
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        return super().extend(name or self.volumes()[0].id, size_bytes, wait=wait)
+
+
+@dataclass(frozen=True)
+class ModeOptions:
+    """Options that are looked up in a table."""
+
+    mode: str = option("how volumes are made", "fast")
+
+    def __post_init__(self) -> None:
+        {"fast": 1, "slow": 2}[self.mode]
+
+
+class LooksUpItsOptions(MemoryDriver):
+    """Looks its options up in a table of those that there are, and nothing catches the KeyError."""
+
+    volume_options_type = ModeOptions
+
+
 LIARS = [
     lying_driver(Lenient, "BAD-001"),
     lying_driver(Resurrects, "BAD-002"),
@@ -117,4 +144,6 @@ LIARS = [
     lying_driver(EmptyClone, "BAD-006"),
     lying_driver(Vague, "BAD-008"),
     lying_driver(OneError, "BAD-008"),
+    lying_engine(TheOnlyOne, "BAD-003"),
+    lying_driver(LooksUpItsOptions, "BAD-007"),
 ]

@@ -4,9 +4,10 @@ from collections.abc import ItemsView, Mapping
 
 from liars.liar import Liar, lying_driver
 from voldrivers.errors import InvalidState
+from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryDriver
-from voldrivers.model import ExtendReply, Snapshot, Volume
+from voldrivers.model import ExtendReply, Snapshot, Source, Volume
 
 
 class Over(dict[int, str]):
@@ -143,6 +144,28 @@ class DiesWithTheSource(NeedsTheSource):
         super().delete_volume(volume)
 
 
+class WritesTheSourceBack(Engine):
+    """Copies a volume without holding it, and writes its record back as it was before."""
+
+    def clone_volume(
+        self,
+        name: str,
+        source: str | None = None,
+        snapshot: str | None = None,
+        size_bytes: int | None = None,
+        options: Mapping[str, object] | None = None,
+        *,
+        multi_attach: bool = False,
+    ) -> Volume:
+        origin = self.volume(source or "")
+        wanted = lifecycle.clone_of(self.site, name, origin, None, size_bytes, multi_attach=multi_attach)
+        made = self._make(wanted, options or {}, Source(origin.id))
+        with self.store.database.transaction():
+            wrong = "UPDATE volumes SET size_bytes = ? WHERE id = ?"
+            self.store.database.change(wrong, (origin.size_bytes, origin.id))
+        return made
+
+
 LIARS = [
     lying_driver(Linked, "CLN-001"),
     lying_driver(LinkedBack, "CLN-001"),
@@ -153,4 +176,5 @@ LIARS = [
     lying_driver(ExtendsTheSource, "CLN-005"),
     lying_driver(NeedsTheSource, "CLN-007"),
     lying_driver(DiesWithTheSource, "CLN-007"),
+    Liar(WritesTheSourceBack, "CLN-006", engine=WritesTheSourceBack),
 ]

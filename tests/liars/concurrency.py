@@ -4,12 +4,14 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from liars.liar import lying_driver, lying_engine
+from voldrivers.base import Run
 from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
-from voldrivers.memory import MemoryDriver
-from voldrivers.model import AttachmentState, Extend, Phase, Volume
+from voldrivers.memory import MemoryArray, MemoryDriver
+from voldrivers.model import AttachmentState, Extend, ExtendReply, Phase, Volume
 
 #: So long one who looks and then acts is open to others.
 _GAP_S = 0.05
@@ -119,6 +121,50 @@ class KeepsTheLock(Engine):
         return extend
 
 
+class CachesTheTable(MemoryDriver):
+    """Reads the table of volumes when it is started, and writes its own copy back with each change."""
+
+    def __init__(self, name: str, options: Any, run: Run, array: MemoryArray | None = None) -> None:
+        super().__init__(name, options, run, array)
+        self.table = dict(self.array.sizes)
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        provider_data = super().create_volume(volume, options)
+        self._write_back(volume)
+        return provider_data
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        reply = super().extend_volume(volume, new_size_bytes)
+        self._write_back(volume)
+        return reply
+
+    def _write_back(self, volume: Volume) -> None:
+        self.table[volume.id] = self.array.sizes[volume.id]
+        self.array.sizes.clear()
+        self.array.sizes.update(self.table)
+
+
+class OneLockForAll(Engine):
+    """Holds the whole backend for as long as it works on one volume of it."""
+
+    def extend(self, name: str, size_bytes: int, *, wait: bool = True) -> Extend:
+        with self.site.exclusively(replace(self.volume(name), id="backend")):
+            return super().extend(name, size_bytes, wait=wait)
+
+
+class DetachesWhileHostsLook(DetachesBesideAnExtend):
+    """Takes a volume off its host while that is being told of the new size."""
+
+    def detach(
+        self, name: str, host: str | None = None, instance: str | None = None, *, force: bool = False
+    ) -> None:
+        extend = self.last_extend(self.volume(name))
+        if extend is not None and extend.phase is Phase.RESCANNING:
+            super().detach(name, host, instance, force=force)
+        else:
+            Engine.detach(self, name, host, instance, force=force)
+
+
 LIARS = [
     lying_driver(RewritesTheTable, "CON-001"),
     lying_engine(MakesItFirst, "CON-002"),
@@ -127,4 +173,7 @@ LIARS = [
     lying_engine(DeletesMeanwhile, "CON-005"),
     lying_engine(DetachesBesideAnExtend, "CON-005"),
     lying_engine(KeepsTheLock, "CON-009"),
+    lying_driver(CachesTheTable, "CON-006"),
+    lying_engine(OneLockForAll, "CON-007"),
+    lying_engine(DetachesWhileHostsLook, "EXI-010"),
 ]

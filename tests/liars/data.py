@@ -1,10 +1,12 @@
 """Lies about what is written."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from liars.liar import lying_driver
-from voldrivers.memory import MemoryDriver
-from voldrivers.model import Connector, ExtendReply, Volume
+from liars.liar import lying_driver, lying_host
+from voldrivers.base import Run
+from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost
+from voldrivers.model import Attachment, ConnectionInfo, Connector, ExtendReply, Volume
 
 #: What deleted volumes held; the array knows no volume of that name.
 _FREED = "freed"
@@ -81,6 +83,48 @@ class Overlapping(MemoryDriver):
         return reply
 
 
+class RemembersTheOldEnd(MemoryHost):
+    """Discards as far as the volume went when it was first connected."""
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        self.machine.newest.setdefault(f"end of {volume.id}", self.array.sizes[volume.id])
+        return super().connect(volume, attachment, connection_info)
+
+    def discard(self, volume: Volume, offset_bytes: int, size_bytes: int) -> None:
+        end = self.machine.newest[f"end of {volume.id}"]
+        super().discard(volume, offset_bytes, min(size_bytes, end - offset_bytes))
+
+
+class LosesItsCache(MemoryDriver):
+    """Has the last block that was written in a cache, which is empty when it is started anew."""
+
+    def __init__(self, name: str, options: Any, run: Run, array: MemoryArray | None = None) -> None:
+        super().__init__(name, options, run, array)
+        for volume_id, _host in self.array.exports if self._array.reachable else ():
+            if written := self.array.written.get(volume_id):
+                written.pop(max(written))
+
+
+class CopiesToGrow(MemoryDriver):
+    """Grows a volume by a copy, and loses what is written to it meanwhile."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        if self.volume_size(volume) < new_size_bytes:
+            image = self.array.image(volume.id)
+            self.run(["copy", volume.id], timeout_s=60)
+            self.array.fill(volume.id, image, new_size_bytes)
+        return ExtendReply.EXTENDED
+
+
+class GrowsTheSnapshotToo(MemoryDriver):
+    """Makes a volume's snapshots as large as the volume."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        for snapshot in volume.snapshots:
+            self.array.snapshots[snapshot.id].size_bytes = new_size_bytes
+        return super().extend_volume(volume, new_size_bytes)
+
+
 LIARS = [
     lying_driver(Forgetful, "DAT-001"),
     lying_driver(Scrambling, "DAT-002"),
@@ -88,4 +132,8 @@ LIARS = [
     lying_driver(UnclearedTail, "DAT-003"),
     lying_driver(Aliasing, "DAT-005"),
     lying_driver(Overlapping, "DAT-005"),
+    lying_host(RemembersTheOldEnd, "DAT-004"),
+    lying_driver(LosesItsCache, "DAT-006"),
+    lying_driver(CopiesToGrow, "DAT-007"),
+    lying_driver(GrowsTheSnapshotToo, "DAT-008"),
 ]

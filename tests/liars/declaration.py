@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from liars.liar import Liar, lying_driver
-from voldrivers.base import Run
+from voldrivers.base import Driver, Run
 from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.memory import MemoryArray, MemoryDriver
-from voldrivers.model import ConnectionInfo, Connector, Volume
+from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Volume
 from voldrivers.options import option
 from voldrivers.sizes import MiB, SizeRule
 
@@ -91,6 +91,47 @@ class Open(Talkative):
     __repr__ = object.__repr__
 
 
+class OtherArguments(MemoryDriver):
+    """Wants to be told by how much a volume grows, and has one more parameter for that."""
+
+    def extend_volume(  # type: ignore[override]  # the lie
+        self, volume: Volume, new_size_bytes: int, more_bytes: int
+    ) -> ExtendReply:
+        return super().extend_volume(volume, more_bytes or new_size_bytes)
+
+
+class LacksAMethod(MemoryDriver):
+    """Has no pool()."""
+
+    pool = Driver.pool
+
+
+@dataclass(frozen=True)
+class PasswordOptions:
+    """Options with a password that everybody may see."""
+
+    password: str = option("what the array asks for", "")
+
+
+class ShowsItsPassword(MemoryDriver):
+    """Does not say that one of its options is a secret."""
+
+    volume_options_type = PasswordOptions
+
+
+@dataclass(frozen=True)
+class HomemadeOptions:
+    """Options of which nothing is known."""
+
+    mode: int = 0
+
+
+class Homemade(MemoryDriver):
+    """Has a plain dataclass for its options, which cannot be read or explained."""
+
+    volume_options_type = HomemadeOptions
+
+
 LIARS = [
     lying_driver(Texts, "DEC-002"),
     lying_driver(BoundlessDriver, "DEC-003"),
@@ -99,4 +140,8 @@ LIARS = [
     Liar(Mute, "DEC-007", driver=type("Undocumented", (MemoryDriver,), {})),
     lying_driver(Talkative, "DEC-008"),
     lying_driver(Open, "DEC-008"),
+    lying_driver(LacksAMethod, "DEC-001"),
+    lying_driver(OtherArguments, "DEC-001"),
+    lying_driver(ShowsItsPassword, "DEC-005"),
+    lying_driver(Homemade, "DEC-005"),
 ]

@@ -1,7 +1,7 @@
 """Lies about what failures leave."""
 
 from liars.liar import lying_driver, lying_engine
-from voldrivers.errors import BackendError, NoSpace, VolDriverError
+from voldrivers.errors import BackendError, InvalidState, NoSpace, VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryDriver, MemoryFileDriver
 from voldrivers.model import Extend, ExtendReply, Volume, VolumeStatus
@@ -160,6 +160,27 @@ class BasedOnWhatIsPublished(MemoryDriver):
         return ExtendReply.EXTENDED
 
 
+class NoReasonGiven(MemoryDriver):
+    """Says that it failed where there is no room."""
+
+    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
+        try:
+            super().check_extend(volume, new_size_bytes)
+        except NoSpace as error:
+            raise BackendError(volume.title, str(error)) from error
+
+
+class KeepsTheLargestWish(MemoryDriver):
+    """Wants the largest size that was ever asked for to be asked for again."""
+
+    def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
+        super().check_extend(volume, new_size_bytes)
+        wishes = self.array.written.setdefault(f"wishes for {volume.id}", {})
+        if new_size_bytes < max(wishes, default=0):
+            raise InvalidState(volume.title, "waiting for a larger size", "asked for that again")
+        wishes[new_size_bytes] = "asked for"
+
+
 LIARS = [
     lying_driver(ReservesAtAdmission, "ROL-001"),
     lying_driver(GrowsAsFarAsItGoes, "ROL-002"),
@@ -173,4 +194,6 @@ LIARS = [
     lying_engine(LogsAFailedHost, "ROL-005"),
     lying_driver(CutsToTheWish, "ROL-007"),
     lying_driver(BasedOnWhatIsPublished, "ROL-007"),
+    lying_driver(NoReasonGiven, "ROL-008"),
+    lying_driver(KeepsTheLargestWish, "ROL-009"),
 ]

@@ -4,7 +4,7 @@ import os
 import weakref
 
 from liars.liar import Liar, lying_driver
-from voldrivers.memory import MemoryDriver, MemoryHost
+from voldrivers.memory import MemoryDriver, MemoryHost, MemoryImage
 from voldrivers.model import Attachment, ConnectionInfo, Connector, Snapshot, Volume
 
 
@@ -45,9 +45,28 @@ class OpensFiles(MemoryDriver):
         return super().initialize_connection(volume, connector)
 
 
+class UpsetsTheKernel(MemoryHost):
+    """Takes a device away while the kernel still reads it."""
+
+    def disconnect(self, volume: Volume, attachment: Attachment) -> None:
+        super().disconnect(volume, attachment)
+        self.machine.log.append(f"<3>I/O error, dev {volume.id}, sector 0 op 0x0:(READ)")
+
+
+class LeavesAMark(MemoryDriver):
+    """Leaves the mark of a deletion that it had begun when it is asked for it again."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        if volume.id not in self.array.sizes and volume.backend_bytes:
+            self.array.foreign[f"deleting-{volume.id}"] = MemoryImage(0)
+        super().delete_volume(volume)
+
+
 LIARS = [
     lying_driver(LeavesTheMoment, "LEK-001"),
     Liar(LeavesTheRescanned, "LEK-002", host=LeavesTheRescanned),
     lying_driver(OpensFiles, "LEK-003"),
     lying_driver(LosesRoom, "LEK-005"),
+    Liar(UpsetsTheKernel, "LEK-004", host=UpsetsTheKernel),
+    lying_driver(LeavesAMark, "LEK-006"),
 ]

@@ -102,6 +102,17 @@ class Formatting(MemoryDriver):
         return provider_data
 
 
+class RewritesTheList(MemoryDriver):
+    """Empties its list and writes it anew whenever a volume is removed."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        super().delete_volume(volume)
+        others = dict(self.array.sizes)
+        self.array.sizes.clear()
+        self.run(["write", "list"], timeout_s=60)
+        self.array.sizes.update(others)
+
+
 LIARS = [
     lying_driver(KeepsASpare, "LIF-001"),
     lying_driver(Leaky, "LIF-002"),
@@ -111,4 +122,5 @@ LIARS = [
     lying_driver(Prefixed, "LIF-006"),
     lying_driver(Undeleted, "LIF-008"),
     lying_driver(Formatting, "LIF-009"),
+    lying_driver(RewritesTheList, "LIF-007"),
 ]

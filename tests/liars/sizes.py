@@ -1,8 +1,8 @@
 """Lies about sizes."""
 
-from liars.liar import lying_driver
-from voldrivers.memory import MemoryDriver
-from voldrivers.model import ExtendReply, Volume
+from liars.liar import lying_driver, lying_host
+from voldrivers.memory import MemoryDriver, MemoryHost
+from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Volume
 from voldrivers.sizes import MiB, SizeRule, TiB
 
 
@@ -79,6 +79,22 @@ class Nearest(MemoryDriver):
     size_rule = NearestRule(4 * MiB)
 
 
+class WholePieces(MemoryHost):
+    """Shows whole pieces of 8 MiB of a volume only."""
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        path = super().connect(volume, attachment, connection_info)
+        self.machine.devices[volume.id] -= self.machine.devices[volume.id] % (8 * MiB)
+        return path
+
+
+class LargeSectors(MemoryHost):
+    """Shows sectors of 4096 bytes as soon as a volume has more than so many."""
+
+    def sector_bytes(self, volume: Volume) -> tuple[int, int]:
+        return (4096, 4096) if self.array.sizes[volume.id] > 16 * MiB else (512, 4096)
+
+
 LIARS = [
     lying_driver(RoundsDown, "SIZ-001"),
     lying_driver(Wraps, "SIZ-002"),
@@ -87,4 +103,6 @@ LIARS = [
     lying_driver(HalfMade, "SIZ-004"),
     lying_driver(FillsUp, "SIZ-004"),
     lying_driver(Nearest, "SIZ-007"),
+    lying_host(WholePieces, "SIZ-005"),
+    lying_host(LargeSectors, "SIZ-006"),
 ]

@@ -60,6 +60,32 @@ class Promises(MemoryDriver):
         super().check_extend(volume, new_size_bytes)
 
 
+class CountsItsOwn(MemoryDriver):
+    """Counts what it has made itself, from what there was when it was started."""
+
+    def __init__(self, name: str, options: Any, run: Run, array: MemoryArray | None = None) -> None:
+        super().__init__(name, options, run, array)
+        self.others_bytes = self.array.allocated_bytes
+        self.own: set[str] = set()
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        self.own.add(volume.id)
+        return super().create_volume(volume, options)
+
+    def pool(self) -> Pool:
+        own_bytes = sum(size for each, size in self.array.sizes.items() if each in self.own)
+        return replace(super().pool(), allocated_bytes=self.others_bytes + own_bytes)
+
+
+class CountsWhatIsWritten(MemoryDriver):
+    """Counts what is written in addition to what was promised."""
+
+    def pool(self) -> Pool:
+        pool = super().pool()
+        written = sum(len(word) for words in self.array.written.values() for word in words.values())
+        return replace(pool, allocated_bytes=pool.allocated_bytes + written)
+
+
 LIARS = [
     lying_driver(InGiB, "STA-001"),
     lying_driver(Infinite, "STA-001"),
@@ -67,4 +93,6 @@ LIARS = [
     lying_driver(AllFree, "STA-005"),
     lying_driver(LooksLate, "STA-005"),
     lying_driver(Promises, "STA-006"),
+    lying_driver(CountsItsOwn, "STA-003"),
+    lying_driver(CountsWhatIsWritten, "STA-004"),
 ]

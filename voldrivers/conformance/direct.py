@@ -11,7 +11,7 @@ from voldrivers.errors import OutcomeUnknown, VolDriverError
 from voldrivers.model import ConnectionInfo, Connector, Volume
 from voldrivers.options import read_options
 
-_SECRET = re.compile(r"passw|passphrase|secret|token|private|api_?key", re.IGNORECASE)
+SECRET = re.compile(r"passw|passphrase|secret|token|private|api_?key", re.IGNORECASE)
 
 
 def options(bench: Bench) -> object:
@@ -75,4 +75,4 @@ def lost_answer(bench: Bench, method: str, error: VolDriverError | None = None) 
 def secrets(bench: Bench, info: ConnectionInfo | None) -> set[str]:
     """Name what nobody may see: secrets among the driver's options, and those that a host logs in with."""
     given = {**bench.subject.options, **(info.properties if info else {})}
-    return {str(value) for name, value in given.items() if value and _SECRET.search(name)}
+    return {str(value) for name, value in given.items() if value and SECRET.search(name)}

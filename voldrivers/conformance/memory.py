@@ -1,19 +1,22 @@
 """The suite's own subject: drivers in RAM, an oracle that looks into the array, hosts in RAM."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from voldrivers.base import Completed, Driver, Run
-from voldrivers.conformance.subject import Oracle, Place, Subject
+from voldrivers.conformance.subject import Filesystem, Oracle, Place, Subject
 from voldrivers.extend.engine import Engine
-from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
+from voldrivers.memory import PATHS, MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
 from voldrivers.model import Attachment, Volume, utc_now
 from voldrivers.sizes import MiB, TiB
 
 #: So small that it gets full.
 CAPACITY_BYTES = 256 * MiB
+_BLOCK_BYTES = 512
 _VAST_BYTES = 64 * TiB
 
 
@@ -55,7 +58,7 @@ class MemoryPlace(Place):
         self._check_let_in(volume)
         words = self.host.array.written.get(volume.id, {})
         content = bytearray(size_bytes)
-        for at, word in words.items():
+        for at, word in list(words.items()):  # others write meanwhile
             raw = _raw(word)
             begin = at - offset_bytes
             if -len(raw) < begin < size_bytes:
@@ -76,6 +79,8 @@ class MemoryPlace(Place):
         return frozenset(nodes | {f"device {each}" for each in machine.devices} | machine.held)
 
     def _check_let_in(self, volume: Volume) -> None:
+        if self.host.machine.lost.issuperset(PATHS):
+            raise OSError("no path is left")
         if (volume.id, self.host.name) not in self.host.array.exports:
             raise OSError(f"host {self.host.name} is not let in")
 
@@ -90,6 +95,83 @@ class MemoryPlace(Place):
             machine.stopped.discard(self.instance)
             still = {each: machine.devices[each] for each in nodes if each in machine.devices}
             machine.instances[self.instance] = still
+
+    @contextmanager
+    def filesystem(
+        self, volume: Volume, attachment: Attachment, *, fresh: bool
+    ) -> Iterator["MemoryFilesystem"]:
+        mounted = MemoryFilesystem(self, volume, attachment)
+        if fresh:
+            mounted.make()
+        yield mounted
+
+    def discard(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> None:
+        self._check_let_in(volume)
+        self.host.discard(volume, offset_bytes, size_bytes)
+
+    def sector_bytes(self, volume: Volume, attachment: Attachment) -> tuple[int, int]:
+        return self.host.sector_bytes(volume)
+
+    def paths(self, volume: Volume, attachment: Attachment) -> Mapping[str, int]:
+        return dict(self.host.machine.paths[volume.id])
+
+    @contextmanager
+    def lost(self, path: str) -> Iterator[None]:
+        self.host.machine.lost.add(path)
+        try:
+            yield
+        finally:
+            self.host.machine.lost.discard(path)
+
+    def kernel_log(self) -> Sequence[str]:
+        return tuple(self.host.machine.log)
+
+
+@dataclass
+class MemoryFilesystem(Filesystem):
+    """A file system whose first block tells its size and its files, of which both ends are written."""
+
+    place: MemoryPlace
+    volume: Volume
+    attachment: Attachment
+
+    def size_bytes(self) -> int:
+        return int(self._table()["size"])
+
+    def write(self, name: str, size_bytes: int) -> None:
+        table = self._table()
+        begin, end = int(table["used"]), int(table["used"]) + size_bytes
+        if end > int(table["size"]):
+            raise OSError(f"no room for {size_bytes} bytes")
+        for at in (begin, end - _BLOCK_BYTES):
+            self._write(at, f"{name} at {at}")
+        self._write(0, json.dumps(table | {"used": end, name: [begin, end - _BLOCK_BYTES]}))
+
+    def check(self, name: str) -> None:
+        for at in self._table()[name]:
+            if self._read(at) != f"{name} at {at}":
+                raise OSError(f"{name} is damaged at {at}")
+
+    def grow(self, *, online: bool) -> None:
+        size_bytes = self.place.device_bytes(self.volume, self.attachment)
+        self._write(0, json.dumps(self._table() | {"size": size_bytes}))
+
+    def make(self) -> None:
+        """Make it, as large as the device, without files."""
+        self._write(0, json.dumps({"used": _BLOCK_BYTES}))
+        self.grow(online=False)
+
+    def _table(self) -> dict[str, Any]:  # Any: sizes, and offsets of files
+        try:
+            return dict(json.loads(self._read(0)))
+        except ValueError as error:
+            raise OSError(f"no file system is there: {error}") from error
+
+    def _read(self, at: int) -> str:
+        return self.place.read(self.volume, self.attachment, at, _BLOCK_BYTES).decode().rstrip()
+
+    def _write(self, at: int, text: str) -> None:
+        self.place.write(self.volume, self.attachment, at, text.encode().ljust(_BLOCK_BYTES))
 
 
 @dataclass
@@ -122,6 +204,14 @@ def subject(
         assert issubclass(kind, MemoryDriver)
         return kind("subject", None, run, array)
 
+    @contextmanager
+    def outage() -> Iterator[None]:
+        array.reachable = False
+        try:
+            yield
+        finally:
+            array.reachable = True
+
     return Subject(
         driver_class,
         make,
@@ -133,6 +223,7 @@ def subject(
         run=_pretend,
         deadline_s=5.0,
         engine_class=engine_class,
+        outage=outage,
         vast=lambda: subject(driver_class, host_class, _VAST_BYTES, engine_class),
     )
 

@@ -1,20 +1,26 @@
 """This machine as a place: its files and block devices, and a QEMU whose disks are driven from here."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from voldrivers.base import Host
-from voldrivers.conformance.subject import Place
+from voldrivers.conformance.mounting import mounted
+from voldrivers.conformance.subject import Filesystem, Place
+from voldrivers.conformance.verdicts import NotRun
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown
 from voldrivers.filesystem import image_bytes
 from voldrivers.guests import plugged
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.model import Attachment, Volume
+from voldrivers.process import run
 
-_EJECT_S = 0.2
+_EJECT_S, _DISCARD_S = 0.2, 30.0
+_BLOCK, _KERNEL_LOG = Path("/sys/class/block"), Path("/dev/kmsg")
+#: No record of the kernel's log is longer (CONSOLE_EXT_LOG_MAX).
+_RECORD_BYTES = 8192
 
 
 class LocalPlace(Place):
@@ -46,7 +52,38 @@ class LocalPlace(Place):
             os.pwrite(medium, content, offset_bytes)
 
     def residue(self) -> frozenset[str]:
-        return frozenset(f"device {name}" for name in os.listdir("/sys/class/block"))
+        return frozenset(f"device {name}" for name in os.listdir(_BLOCK))
+
+    def filesystem(
+        self, volume: Volume, attachment: Attachment, *, fresh: bool
+    ) -> AbstractContextManager[Filesystem]:
+        _check_raw(attachment)
+        return mounted(run, Path(str(attachment.device_path)), fresh=fresh)
+
+    def discard(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> None:
+        _check_raw(attachment)
+        path = Path(str(attachment.device_path))
+        zero = ["blkdiscard", "--zeroout"] if path.is_block_device() else ["fallocate", "--punch-hole"]
+        argv = [*zero, f"--offset={offset_bytes}", f"--length={size_bytes}", str(path)]
+        run(argv, timeout_s=_DISCARD_S)
+
+    def sector_bytes(self, volume: Volume, attachment: Attachment) -> tuple[int, int]:
+        path = Path(str(attachment.device_path)).resolve()
+        if not path.is_block_device():
+            raise NotRun("a file has no sectors")
+        queue = _BLOCK / path.name / "queue"
+        logical, physical = (queue / f"{kind}_block_size" for kind in ("logical", "physical"))
+        return int(logical.read_text()), int(physical.read_text())
+
+    def kernel_log(self) -> Sequence[str]:
+        try:
+            log = os.open(_KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise NotRun(f"{_KERNEL_LOG} cannot be read: {error.strerror}") from error
+        try:
+            return tuple(_records(log))
+        finally:
+            os.close(log)
 
 
 class GuestPlace(LocalPlace):
@@ -104,6 +141,26 @@ class GuestPlace(LocalPlace):
 
     def residue(self) -> frozenset[str]:
         return super().residue() | {f"disk {disk.serial}" for disk in self.guest.disks()}
+
+
+def _check_raw(attachment: Attachment) -> None:
+    info = attachment.connection_info
+    if attachment.instance is not None or (info and info.properties.get("format", "raw") != "raw"):
+        raise NotRun("the host itself does not read this volume: it is a guest's, or not raw")
+
+
+def _records(log: int) -> Iterator[str]:
+    """Read the kernel's messages, each with its level and number: `<3>1234 text`."""
+    while True:
+        try:
+            record = os.read(log, _RECORD_BYTES).decode(errors="replace")
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # what was next is overwritten already
+            continue
+        head, _, text = record.partition(";")
+        level, number, *_ = head.split(",")
+        yield f"<{int(level) & 7}>{number} {text.splitlines()[0] if text else ''}"
 
 
 @contextmanager

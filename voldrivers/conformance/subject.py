@@ -32,6 +32,22 @@ class Oracle(Protocol):
         """Give the room that is left."""
 
 
+class Filesystem(Protocol):
+    """A file system on a volume, mounted."""
+
+    def size_bytes(self) -> int:
+        """Give how large it is."""
+
+    def write(self, name: str, size_bytes: int) -> None:
+        """Write a file of so many bytes. Raises OSError where it does not fit."""
+
+    def check(self, name: str) -> None:
+        """Read a file back. Raises OSError where it is not what was written."""
+
+    def grow(self, *, online: bool) -> None:
+        """Make it as large as the device is by now, while it is mounted or not. Raises NotRun."""
+
+
 @runtime_checkable
 class Marks(Protocol):
     """An oracle that can write down, in the pool and past the driver, that the pool may be destroyed."""
@@ -47,6 +63,10 @@ class Marks(Protocol):
 
     def occupants(self) -> Sequence[str]:
         """Name what is in the pool, and would be destroyed with it."""
+
+
+# The optional abilities of a place name arguments that only those who have them use.
+# ruff: noqa: ARG002
 
 
 class Place(ABC):
@@ -86,6 +106,34 @@ class Place(ABC):
         Raises NotRun.
         """
         raise NotRun("this place cannot stop its instance")
+
+    # --- what few places offer; each raises NotRun where there is none
+
+    def filesystem(
+        self, volume: Volume, attachment: Attachment, *, fresh: bool
+    ) -> AbstractContextManager[Filesystem]:
+        """Mount the file system on a volume attached without an instance; make it if it is `fresh`."""
+        raise NotRun("this place mounts no file systems")
+
+    def discard(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> None:
+        """Have a range read as zeros, by a discard if that does it; attached without an instance."""
+        raise NotRun("this place discards nothing")
+
+    def sector_bytes(self, volume: Volume, attachment: Attachment) -> tuple[int, int]:
+        """Give the logical and the physical sector size of the device."""
+        raise NotRun("this place does not tell sector sizes")
+
+    def paths(self, volume: Volume, attachment: Attachment) -> Mapping[str, int]:
+        """Give every path of the multipath map of a volume, with its size."""
+        raise NotRun("this place has no multipath")
+
+    def lost(self, path: str) -> AbstractContextManager[None]:
+        """Have one of the paths be lost for a while."""
+        raise NotRun("this place cannot lose a path")
+
+    def kernel_log(self) -> Sequence[str]:
+        """Give what the kernel has said since it started, or as much of it as is still known."""
+        raise NotRun("this place cannot read what the kernel says")
 
 
 class Intend(Protocol):
@@ -128,3 +176,7 @@ class Subject:
     engine_class: type[Engine] = Engine
     #: Makes the same subject with room for volumes of tens of TiB, where that costs nothing.
     vast: "Callable[[], Subject] | None" = None
+    #: So many rounds are taken where it is about many.
+    soak_rounds: int = 20
+    #: Has the backend be out of reach for a while, as one that is started anew.
+    outage: Callable[[], AbstractContextManager[None]] | None = None

@@ -107,20 +107,22 @@ class Watch:
 
 
 def watched(kind: type[Driver], watch: Watch) -> type[Driver]:
-    """Make a subclass of a driver whose every call goes past the watch."""
+    """Make a subclass of a driver whose every call goes past the watch. Raises Broken for half a driver."""
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise Broken("I9", f"{kind.__name__} does not have all methods", lacking=lacking)
     wrapped = {name: _wrapped(name, watch) for name in methods(kind)}
     return type(kind.__name__, (kind,), wrapped | {"__module__": kind.__module__})
 
 
-def methods(kind: type[Driver]) -> list[str]:
-    """Name the methods of the interfaces that a driver implements."""
+def methods(kind: type[Driver]) -> dict[str, Callable[..., Any]]:  # Any: each method has its own
+    """Give the methods of the interfaces that a driver implements, by name, as the interfaces have them."""
     interfaces = [Driver, *(each for _, _, each in INTERFACES if issubclass(kind, each))]
-    return [
-        name
+    return {
+        name: value
         for interface in interfaces
         for name, value in vars(interface).items()
         if inspect.isfunction(value) and not name.startswith("_")
-    ]
+    }
 
 
 def _wrapped(name: str, watch: Watch) -> Callable[..., Any]:  # Any: each method has its own

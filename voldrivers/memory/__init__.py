@@ -6,9 +6,10 @@ that talks to it.
 
 from voldrivers.memory.array import MemoryArray, MemoryImage
 from voldrivers.memory.driver import MemoryDriver, MemoryFileDriver, MemoryOptions
-from voldrivers.memory.host import MemoryHost, MemoryMachine
+from voldrivers.memory.host import PATHS, MemoryHost, MemoryMachine
 
 __all__ = [
+    "PATHS",
     "MemoryArray",
     "MemoryDriver",
     "MemoryFileDriver",

@@ -18,7 +18,9 @@ class MemoryImage:
 class MemoryArray:
     """An array: size and content of each volume by id, snapshots by id, and what is none of ours by name.
 
-    `merged` are the snapshots that a hypervisor has merged into the layer over them.
+    `merged` are the snapshots that a hypervisor has merged into the layer over them. `instances` are
+    each machine's, with the sizes of the volumes that they have open.
+    One that is not `reachable` answers its drivers nothing.
     """
 
     capacity_bytes: int = TiB
@@ -28,6 +30,8 @@ class MemoryArray:
     foreign: dict[str, MemoryImage] = field(default_factory=dict)
     exports: set[tuple[str, str]] = field(default_factory=set)
     merged: set[str] = field(default_factory=set)
+    instances: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    reachable: bool = True
 
     @property
     def allocated_bytes(self) -> int:
@@ -38,6 +42,10 @@ class MemoryArray:
     def free_bytes(self) -> int:
         """What is left."""
         return self.capacity_bytes - self.allocated_bytes
+
+    def is_open(self, volume_id: str) -> bool:
+        """Tell whether an instance has a volume open, as the lock of a file would."""
+        return any(volume_id in nodes for each in self.instances.values() for nodes in each.values())
 
     def resize(self, volume_id: str, new_size_bytes: int) -> None:
         """Give a volume its size. Raises NoSpace."""

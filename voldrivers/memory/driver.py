@@ -7,7 +7,7 @@ from typing import Any
 from voldrivers.abilities import Clones, GrownByHypervisor, Manages, Merge, Reverts, Snapshots, Taken
 from voldrivers.base import Driver, Run
 from voldrivers.capabilities import Capabilities, Condition, InUseExtend
-from voldrivers.errors import InvalidState, NoSpace, NotFound, NotSupported
+from voldrivers.errors import BackendError, InvalidState, NoSpace, NotFound, NotSupported
 from voldrivers.memory.array import MemoryArray
 from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Pool, Snapshot, Volume
 from voldrivers.options import SizeBytes, option
@@ -42,7 +42,14 @@ class MemoryDriver(Driver, Snapshots, Reverts, Clones, Manages):
     ) -> None:  # Any: base
         """Use `array`, or make one."""
         super().__init__(name, options, run)
-        self.array = array or MemoryArray(options.capacity)
+        self._array = array or MemoryArray(options.capacity)
+
+    @property
+    def array(self) -> MemoryArray:
+        """The array. Raises BackendError while it cannot be reached."""
+        if not self._array.reachable:
+            raise BackendError(f"backend {self.name}", "the array does not answer")
+        return self._array
 
     def create_volume(self, volume: Volume, options: object) -> str:
         if volume.id not in self.array.sizes:
@@ -161,6 +168,8 @@ class MemoryFileDriver(MemoryDriver, GrownByHypervisor):
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
         if self.volume_size(volume) < new_size_bytes and not volume.nobody_runs:
             return ExtendReply.DEFERRED
+        if self.volume_size(volume) < new_size_bytes and self.array.is_open(volume.id):
+            raise InvalidState(volume.title, "open in an instance", "closed by every instance")
         return super().extend_volume(volume, new_size_bytes)
 
     def probe_locks(self, volume: Volume) -> None:

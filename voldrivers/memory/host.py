@@ -21,17 +21,24 @@ from voldrivers.model import (
     utc_now,
 )
 
+#: The ways from every machine to its volumes.
+PATHS = ("path 1", "path 2")
+
 
 @dataclass
 class MemoryMachine:
     """A machine: size and layer of each volume in its kernel, and its instances' block nodes.
 
-    `instances` maps the name of an instance to the size of each volume's node in it; a stopped
+    `paths` has the size of a volume on each way to it, `lost` the ways that are broken; `log` is what the
+    kernel says. `instances` maps the name of an instance to the size of each volume's node in it; a stopped
     instance is not in there. A machine that is not `reachable` answers nothing.
     """
 
     devices: dict[str, int] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, dict[str, int]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    log: list[str] = field(default_factory=list)
     instances: dict[str, dict[str, int]] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
@@ -47,6 +54,7 @@ class MemoryHost(Host, Layers):
         super().__init__(name, None, _no_programs)
         self.array = array
         self.machine = machine or MemoryMachine(instances={"vm": {}})
+        array.instances[name] = self.machine.instances
 
     def connector(self) -> Connector:
         return Connector(self.name)
@@ -62,12 +70,14 @@ class MemoryHost(Host, Layers):
         if (volume.id, self.name) not in self.array.exports:
             raise BackendError(volume.title, f"is not exported to host {self.name}")
         self.machine.devices.setdefault(volume.id, self.array.sizes[volume.id])
+        self.machine.paths.setdefault(volume.id, dict.fromkeys(PATHS, self.array.sizes[volume.id]))
         self.machine.layers.setdefault(volume.id, connection_info.properties.get("layer", ""))
         return f"/dev/memory/{volume.id}"
 
     def disconnect(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
         self.machine.devices.pop(volume.id, None)
+        self.machine.paths.pop(volume.id, None)
         self.machine.layers.pop(volume.id, None)
 
     def plug(self, volume: Volume, attachment: Attachment) -> None:
@@ -110,12 +120,32 @@ class MemoryHost(Host, Layers):
 
     def check_extend(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
+        for path in sorted(self.machine.lost):
+            raise InvalidState(f"{path} to {volume.title} on host {self.name}", "lost", "there")
         if attachment.instance and self.instance_state(attachment) is InstanceState.UNKNOWN:
             raise InvalidState(f"instance {attachment.place}", "unknown", "running or provably stopped")
 
     def rescan(self, volume: Volume, attachment: Attachment) -> None:
         self._answer()
+        for path in self.machine.paths.get(volume.id, {}):
+            self.rescan_path(volume, path)
         self.machine.devices[volume.id] = self.array.sizes[volume.id]
+
+    def rescan_path(self, volume: Volume, path: str) -> None:
+        """Read a volume's size on one way to it. Raises BackendError for one that is lost."""
+        if path in self.machine.lost:
+            raise BackendError(volume.title, f"{path} on host {self.name} is lost")
+        self.machine.paths[volume.id][path] = self.array.sizes[volume.id]
+
+    def discard(self, volume: Volume, offset_bytes: int, size_bytes: int) -> None:
+        """Have a range of a volume read as zeros."""
+        written = self.array.written.get(volume.id, {})
+        for at in [each for each in written if offset_bytes <= each < offset_bytes + size_bytes]:
+            del written[at]
+
+    def sector_bytes(self, volume: Volume) -> tuple[int, int]:
+        """Give the logical and the physical sector size of a volume's device."""
+        return 512, 4096
 
     def get_blockdev(self, volume: Volume, attachment: Attachment) -> int:
         self._answer()
@@ -133,6 +163,8 @@ class MemoryHost(Host, Layers):
             raise InvalidState(f"instance {attachment.place}", f"without {volume.title}", "using it")
         if self.array.sizes[volume.id] < extend.to_bytes:
             self.array.resize(volume.id, extend.to_bytes)
+        for path in self.machine.paths.get(volume.id, {}).keys() - self.machine.lost:
+            self.rescan_path(volume, path)
         self.machine.devices[volume.id] = self.array.sizes[volume.id]
         nodes[volume.id] = self.machine.devices[volume.id]
 

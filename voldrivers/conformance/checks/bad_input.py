@@ -19,6 +19,7 @@ from voldrivers.errors import (
     VolDriverError,
 )
 from voldrivers.model import Snapshot, Volume
+from voldrivers.options import OptionHelp, check_options, explain, read_options
 
 _NAMES = (
     "../../etc/escaped",
@@ -158,6 +159,59 @@ def error_texts(bench: Bench) -> None:
     _check_text(full, secrets)
     needed = full.needed_bytes if isinstance(full, NoSpace) else 0
     expect(needed > 0, "I11", "NoSpace does not say how much is needed", text=str(full))
+
+
+@check("BAD-003", "without a name nothing is made, and without a name or id nothing is meant")
+def nameless(bench: Bench) -> None:
+    """With the only volume there is, create and ask for everything without a name."""
+    volume, engine = bench.create(), bench.engine
+    host = bench.subject.places[0].host.name
+    larger_bytes = volume.size_bytes + bench.step
+    asked: list[Callable[[], object]] = [
+        lambda: engine.create_volume("", volume.size_bytes),
+        lambda: engine.volume(""),
+        lambda: engine.extend("", larger_bytes),
+        lambda: engine.attach("", host),
+        lambda: engine.delete_volume(""),
+    ]
+    if bench.declared.snapshots:
+        asked += [lambda: engine.create_snapshot(volume.id, ""), lambda: engine.delete_snapshot("")]
+    if bench.declared.clones:
+        asked += [lambda: engine.clone_volume("", volume.id), lambda: engine.clone_volume(bench.name(), "")]
+    for act in asked:
+        bench.refused(act, InvalidInput, NotFound)
+
+
+@check(
+    "BAD-007",
+    "a configuration of garbage is refused with an error that names the option",
+    hint="a ValueError of the options class is told; whatever else it raises is not",
+)
+def garbage(bench: Bench) -> None:
+    """Give every option a value of a wrong type, then all of them garbage; have the driver look at that."""
+    kind = bench.subject.driver_class
+    for options_type in (kind.options_type, kind.volume_options_type):
+        for name in (option.name for option in explain(options_type)):
+            problems = [str(each) for each in check_options(options_type, {name: []}, "options").problems]
+            expect(any(name in each for each in problems), "I11", f"{name} is not named", problems=problems)
+        table = {option.name: _garbage(option) for option in explain(options_type)}
+        try:
+            options: object = read_options(options_type, table, "options")
+            if options_type is kind.options_type:
+                kind(bench.name(), options, bench.subject.run).check_configuration()
+        except VolDriverError:
+            continue
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            raise Broken("I11", f"no error of voldrivers: {type(error).__name__}: {error}") from error
+
+
+def _garbage(option: OptionHelp) -> object:
+    """Give a value of the type that an option has, which makes no sense."""
+    numbers: dict[str, object] = {"a whole number": 7, "a number": 7.5, "true or false": True}
+    choices = option.kind.split(" | ")
+    if len(choices) > 1:
+        return choices[-1]
+    return numbers.get(option.kind.partition(",")[0], "512" if "20G" in option.kind else "no such thing #")
 
 
 def _refused_size(bench: Bench, act: Callable[[], object]) -> None:

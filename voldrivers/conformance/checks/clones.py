@@ -1,6 +1,10 @@
 """CLN: new volumes that begin as copies, and go their own way; or a clean refusal."""
 
+from functools import partial
+from operator import methodcaller
+
 from voldrivers.conformance.bench import Bench
+from voldrivers.conformance.beside import check_settled, in_the_middle
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.copying import check_kept, clone, take
 from voldrivers.errors import InvalidSize, NotSupported
@@ -112,6 +116,28 @@ def extended(bench: Bench) -> None:
 
 
 @check(
+    "CLN-006",
+    "a volume that is asked to be extended while it is being copied stays whole, and so does its copy",
+    level=Level.EXTENDED,
+    capability=_CLONES,
+    hint="hold the source for as long as it is copied, or copy a moment of it",
+)
+def extended_meanwhile(bench: Bench) -> None:
+    """Extend elsewhere before and after the driver copies: refused, or both are whole; compare and read."""
+    for before in (True, False):
+        volume, made = bench.create(), list[Volume]()
+        bench.stamp(volume)
+        larger = methodcaller("extend", name=volume.id, size_bytes=volume.size_bytes + bench.step)
+        copy, here = partial(_clone_into, bench, volume, made), ("clone_volume", before)
+        errors = in_the_middle(bench, copy, larger, partial(_is_at, here))
+        check_settled(bench, volume, errors)
+        bench.check_data(volume)
+        for each in made:
+            bench.check_agreed(each, each.size_bytes)
+            bench.check_data(each)
+
+
+@check(
     "CLN-007",
     "a clone does not need its source, nor the snapshot that it is of, nor are they hurt by its end",
     level=Level.EXTENDED,
@@ -139,6 +165,14 @@ def refused_when_absent(bench: Bench) -> None:
     volume = bench.create()
     bench.refused(lambda: clone(bench, volume), NotSupported, invariant="I9")
     bench.check_agreed(volume, volume.size_bytes)
+
+
+def _clone_into(bench: Bench, volume: Volume, made: list[Volume]) -> None:
+    made.append(clone(bench, volume))
+
+
+def _is_at(here: tuple[str, bool], name: str, before: bool) -> bool:
+    return (name, before) == here
 
 
 def _check_independent(bench: Bench, one: Volume, other: Volume) -> None:

@@ -1,27 +1,24 @@
 """CON: several work at once, each with a driver and records of its own, as processes do."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from operator import methodcaller
-from threading import Barrier
+from unittest.mock import patch
 
+from voldrivers.capabilities import InUseExtend
 from voldrivers.conformance.bench import Bench, Everything
+from voldrivers.conformance.beside import Act, at_once, beside, check_settled, expect_no_error, in_the_middle
 from voldrivers.conformance.blows import Blow, bring_to, fails, is_killed
-from voldrivers.conformance.catalogue import check
-from voldrivers.conformance.verdicts import Broken, expect
+from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Killed
-from voldrivers.errors import BackendError, InvalidSize, InvalidState, NotFound, VolDriverError
+from voldrivers.errors import BackendError, InvalidState, VolDriverError
 from voldrivers.extend.engine import Engine
-from voldrivers.model import Volume, VolumeStatus
-
-Act = Callable[[Engine], object]
+from voldrivers.model import Volume
 
 #: So many create volumes at once, and extend one volume.
 _CREATING, _EXTENDING = 4, 10
-_START_S = 60.0
-#: What one of two that are at it at once may be answered.
-_REFUSED = (InvalidState, InvalidSize, NotFound)
 
 
 @check("CON-001", "volumes that are created at once are all there, each of its own size, and nothing else is")
@@ -30,7 +27,7 @@ def created_at_once(bench: Bench) -> None:
     before = bench.everything()
     sizes = {bench.name(): bench.small + number * bench.granule for number in range(_CREATING)}
     acts = [_create(bench, name, size_bytes) for name, size_bytes in sizes.items()]
-    _expect_no_error(_at_once(bench, acts), 0)
+    expect_no_error(at_once(bench, acts), 0)
     for name, size_bytes in sizes.items():
         bench.check_agreed(bench.engine.volume(name), size_bytes)
     _check_new(bench, before, _CREATING)
@@ -41,7 +38,7 @@ def one_name(bench: Bench) -> None:
     """Create a volume of the same name in threads; look for more than one on the backend."""
     before, name = bench.everything(), bench.name()
     act = _create(bench, name, bench.small)
-    _expect_no_error(_at_once(bench, [act] * _CREATING), _CREATING - 1)
+    expect_no_error(at_once(bench, [act] * _CREATING), _CREATING - 1)
     bench.check_agreed(bench.engine.volume(name), bench.small)
     _check_new(bench, before, 1)
 
@@ -56,7 +53,7 @@ def two_extends(bench: Bench) -> None:
         larger_bytes = volume.size_bytes + 2 * bench.step
         larger = methodcaller("extend", name=volume.id, size_bytes=larger_bytes)
         errors = _in_the_middle(bench, volume, larger, before=before)
-        _check_settled(bench, volume, errors)
+        check_settled(bench, volume, errors)
         sizes = (volume.size_bytes + bench.step, larger_bytes)
         ended = [size for size, error in zip(sizes, errors, strict=True) if error is None]
         expect(ended, "I12", "neither of them succeeded", errors=errors)
@@ -69,9 +66,9 @@ def same_extend(bench: Bench) -> None:
     volume = bench.create()
     size_bytes = volume.size_bytes + bench.step
     act = methodcaller("extend", name=volume.id, size_bytes=size_bytes)
-    errors = _at_once(bench, [act] * _EXTENDING)
+    errors = at_once(bench, [act] * _EXTENDING)
     expect(None in errors, "I12", "none of them succeeded", errors=errors)
-    _expect_no_error(errors, _EXTENDING - 1)
+    expect_no_error(errors, _EXTENDING - 1)
     bench.check_agreed(volume, size_bytes)
 
 
@@ -86,13 +83,92 @@ def beside_an_extend(bench: Bench) -> None:
         acts.append(lambda v: methodcaller("create_snapshot", volume_name=v.id, name=bench.name()))
     for act in acts:
         volume = bench.create()
-        _check_settled(bench, volume, _in_the_middle(bench, volume, act(volume), before=False))
+        check_settled(bench, volume, _in_the_middle(bench, volume, act(volume), before=False))
     if bench.declared.declares("in_use_extend"):
         volume = bench.in_use()
         detach = methodcaller("detach", name=volume.id)
         with bench.place(volume.attachments[0]).letting_go():
             errors = _in_the_middle(bench, volume, detach, before=False)
-        _check_settled(bench, volume, errors)
+        check_settled(bench, volume, errors)
+
+
+@check(
+    "CON-006",
+    "two driver objects that work on one pool by turns see all that the other one has done",
+    level=Level.EXTENDED,
+    hint="keep no table of volumes in the object, and never write a whole table back",
+)
+def by_turns(bench: Bench) -> None:
+    """Two create, extend what the other made, look, and delete it; then both at once, each its own."""
+    with bench.another() as other:
+        one, turns = bench.engine, (bench.engine, other)
+        made = [_create(bench, bench.name(), bench.small + n * bench.granule)(e) for n, e in enumerate(turns)]
+        ids = [volume.id for volume in one.volumes()]
+        expect(len(ids) == len(made), "I5", "not both are there", ids=ids)
+        for engine, volume_id in zip(reversed(turns), ids, strict=True):
+            engine.extend(volume_id, engine.volume(volume_id).size_bytes + bench.step)
+        for engine in turns:
+            _check_seen_by(engine, one.volumes())
+        other.delete_volume(ids[0])
+        _check_seen_by(one, other.volumes())
+        one.delete_volume(ids[1])
+        _check_seen_by(other, ())
+    names = [bench.name() for _ in range(_CREATING)]
+    expect_no_error(at_once(bench, [partial(_live, bench, name) for name in names]), 0)
+    _check_seen_by(bench.engine, ())
+
+
+@check(
+    "CON-007",
+    "while an extend takes long other volumes are created, extended and deleted",
+    level=Level.EXTENDED,
+    hint="hold what belongs to one volume; hold the whole backend only for what is short",
+)
+def others_go_on(bench: Bench) -> None:
+    """Have an extend wait for another volume's whole life, which must end within the time of an extend."""
+    slow, over = bench.create(), list[bool]()
+    with beside(bench, partial(_live, bench, bench.name())) as other:
+
+        def wait(_number: int, name: str, before: bool) -> None:
+            if (name, before) == ("extend_volume", True) and not other.is_told:
+                other.begin()
+                over.append(other.is_over)
+
+        with bench.watch.struck(wait):
+            bench.extend(slow, slow.size_bytes + bench.step)
+        failed = other.error
+    expect(failed is None, "I12", f"another volume was refused meanwhile: {failed}")
+    expect(over == [True], "I12", "another volume waits for a slow extend")
+    bench.check_agreed(slow, slow.size_bytes + bench.step)
+
+
+@check(
+    "EXI-010",
+    "a detach while the hosts are being told of a new size is refused, or both hold",
+    level=Level.EXTENDED,
+    capability="in_use_extend",
+)
+def detached_meanwhile(bench: Bench) -> None:
+    """Detach elsewhere when the host is told to read the new size, or its hypervisor to show it; compare."""
+    volume, host = bench.in_use(), bench.subject.places[0].host
+    by_backend = bench.declared.in_use_extend is InUseExtend.BY_BACKEND
+    step = "rescan" if by_backend else "assist_extend"
+    really, failed = getattr(host, step), None
+    with beside(bench, methodcaller("detach", name=volume.id)) as other:
+
+        def act(*asked: object) -> None:
+            other.begin()
+            really(*asked)
+
+        with bench.place(volume.attachments[0]).letting_go(), patch.object(host, step, act):
+            try:
+                bench.extend(volume, volume.size_bytes + bench.step)
+            except VolDriverError as error:
+                failed = error
+        if not other.is_told:
+            raise NotRun("the host was told nothing: it sees a new size by itself")
+        errors = (failed, other.error)
+    check_settled(bench, volume, errors)
 
 
 @check(
@@ -121,70 +197,37 @@ def _create(bench: Bench, name: str, size_bytes: int) -> Act:
     return methodcaller("create_volume", name=name, size_bytes=size_bytes, options=options)
 
 
-def _at_once(bench: Bench, acts: Sequence[Act]) -> list[VolDriverError | None]:
-    """Do things at once, each in a thread with an engine of its own; give the error of each."""
-    barrier = Barrier(len(acts))
-
-    def work(act: Act) -> None:
-        with bench.another() as engine:
-            barrier.wait(_START_S)
-            act(engine)
-
-    with ThreadPoolExecutor(len(acts)) as pool:
-        return [_error(future) for future in [pool.submit(work, act) for act in acts]]
-
-
 def _in_the_middle(
     bench: Bench, volume: Volume, act: Act, *, before: bool
 ) -> tuple[VolDriverError | None, VolDriverError | None]:
     """Extend by a step, do something elsewhere when the driver is asked to grow; give both errors."""
-    begun: list[Future[None]] = []
-
-    def work() -> None:
-        with bench.another() as elsewhere:
-            act(elsewhere)
-
-    waiting = [work]
-
-    def strike(_number: int, name: str, at: bool) -> None:
-        if (name, at) == ("extend_volume", before) and waiting:
-            begun.append(pool.submit(waiting.pop()))
-            with suppress(TimeoutError):  # it may wait for its turn
-                begun[0].exception(timeout=bench.subject.deadline_s)
-
-    failed: VolDriverError | None = None
-    with ThreadPoolExecutor(1) as pool, bench.watch.struck(strike):
-        try:
-            bench.extend(volume, volume.size_bytes + bench.step)
-        except VolDriverError as error:
-            failed = error
-    expect(begun, "I9", "the driver was not asked to grow it")
-    return failed, _error(begun[0])
+    size_bytes = volume.size_bytes + bench.step
+    here = ("extend_volume", before)
+    return in_the_middle(
+        bench, lambda: bench.extend(volume, size_bytes), act, lambda name, at: (name, at) == here
+    )
 
 
-def _error(future: Future[None]) -> VolDriverError | None:
-    error = future.exception()
-    if error is None or isinstance(error, VolDriverError):
-        return error
-    raise error
+def _live(bench: Bench, name: str, engine: Engine) -> None:
+    """Create a volume elsewhere, extend it, compare, delete it."""
+    volume = _create(bench, name, bench.small)(engine)
+    larger_bytes = bench.small + bench.step
+    engine.extend(name, larger_bytes)
+    seen = engine.site.driver(engine.volume(name)).volume_size(engine.volume(name))
+    expect(seen == larger_bytes, "I5", f"{volume} is not as large as was asked for", seen=seen)
+    engine.delete_volume(name)
 
 
-def _expect_no_error(errors: Sequence[VolDriverError | None], refused: int) -> None:
-    """Have none failed but those that were refused, of which there may be so many."""
-    failed = [error for error in errors if error is not None]
-    expect(all(isinstance(error, _REFUSED) for error in failed), "I11", "one failed", errors=failed)
-    expect(len(failed) <= refused, "I9", "too many were refused", errors=failed)
-
-
-def _check_settled(bench: Bench, volume: Volume, errors: Sequence[VolDriverError | None]) -> None:
-    """Have each of two succeeded or been refused, and the volume be whole, or gone."""
-    _expect_no_error(errors, 1)
-    if all(each.id != volume.id for each in bench.engine.volumes()):
-        expect(volume.id not in bench.driver.list_volumes(), "I10", "it was deleted, and is still there")
-        return
-    now = bench.now(volume)
-    expect(now.status in (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE), "I6", "it is not settled", now=now)
-    bench.check_agreed(volume, now.size_bytes)
+def _check_seen_by(engine: Engine, volumes: Sequence[Volume]) -> None:
+    """Have a driver object list just these, each with its size."""
+    (driver,) = engine.site.drivers.values()
+    listed, wanted = set(driver.list_volumes()), {volume.id for volume in volumes}
+    expect(listed >= wanted, "I5", "it does not know what another one has made", listed=listed)
+    known = {volume.id for volume in engine.volumes()}
+    expect(known == wanted, "I5", "what another one has deleted is still known", known=known)
+    for volume in volumes:
+        seen = driver.volume_size(volume)
+        expect(seen == volume.size_bytes, "I1", "it does not see what another one has done", seen=seen)
 
 
 def _check_new(bench: Bench, before: Everything, count: int) -> None:

@@ -1,12 +1,13 @@
 """DAT: what is written is read again, and nothing else is."""
 
+from functools import partial
 from math import lcm
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import check
-from voldrivers.conformance.copying import allowed, take
+from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.copying import allowed, check_kept, take
 from voldrivers.conformance.disk import STAMP_BYTES
-from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.model import Volume
 
 #: So many blocks are written where the whole of a volume is meant.
@@ -66,6 +67,29 @@ def no_stale_bytes(bench: Bench) -> None:
     _check_no_bytes(bench, volume, offsets)
 
 
+@check(
+    "DAT-004",
+    "what is discarded across the end that a volume had before its extend reads as zeros, and nothing else",
+    level=Level.EXTENDED,
+    hint="nothing may remember the old end: not a limit for discards, not a table of what is allocated",
+)
+def discarded(bench: Bench) -> None:
+    """Stamp, extend, stamp both sides of the old end, discard a block on each, read all four."""
+    volume = bench.create()
+    bench.stamp(volume)
+    bench.extend(volume, volume.size_bytes + bench.step)
+    attachment, end = bench.attach(volume, instance=False), volume.size_bytes
+    around = [end + blocks * STAMP_BYTES for blocks in (-2, -1, 0, 1)]
+    with bench.opened(volume) as disk:
+        for at in around:
+            disk.write(at, f"{volume.id} {at} ".encode().ljust(STAMP_BYTES, b"#"))
+        disk.place.discard(volume, attachment, around[1], 2 * STAMP_BYTES)
+        for at in around[1:3]:
+            del disk.stamps.written[at]
+            expect(not any(disk.read(at)), "I4", f"what was discarded at {at} is still read", end=end)
+        disk.check()
+
+
 @check("DAT-005", "what is written to one volume is never in another one, after an extend either")
 def no_alias(bench: Bench) -> None:
     """Make two volumes, stamp one, read both; extend one, stamp it, read the other one."""
@@ -78,6 +102,38 @@ def no_alias(bench: Bench) -> None:
     bench.stamp(one)
     bench.check_data(other)
     bench.check_data(one)
+
+
+@check(
+    "DAT-008",
+    "of a volume with a snapshot only the object grows that is written to, detached and in use",
+    level=Level.EXTENDED,
+    capability="snapshots",
+    hint="what a snapshot reads from stays as long as it was",
+)
+def active_only(bench: Bench) -> None:
+    """Take a snapshot; extend detached, then in use; compare every object of the backend with before."""
+    oracle = bench.subject.oracle
+    if oracle is None:
+        raise NotRun("no oracle tells of the objects on the backend")
+    volume = bench.create()
+    bench.stamp(volume)
+    kept = take(bench, volume)
+    for in_use in (False, True):
+        if in_use and not bench.declared.declares("in_use_extend"):
+            break
+        if in_use:
+            bench.attach(volume)
+        before, size_bytes = dict(oracle.objects()), bench.now(volume).size_bytes + bench.step
+        allowed(bench, partial(bench.extend, volume, size_bytes), "in_use_extend", "snapshots")
+        after = oracle.objects()
+        grown = [name for name, was in before.items() if after.get(name) != was]
+        expect(len(grown) <= 1, "I5", "more than one object has changed", changed=grown)
+        expect(after.keys() == before.keys(), "I5", "objects have come or gone", before=before, after=after)
+        bench.check_data(volume)
+    for attachment in bench.now(volume).attachments:
+        bench.detach(volume, attachment)
+    check_kept(bench, kept)
 
 
 def _stamp_all_over(bench: Bench, volume: Volume) -> None:

@@ -2,15 +2,35 @@
 
 import inspect
 import pickle
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from voldrivers.capabilities import Capabilities, Condition
 from voldrivers.conformance import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import Broken, expect
-from voldrivers.options import explain
+from voldrivers.conformance.watch import methods
+from voldrivers.options import check_options, explain
 from voldrivers.sizes import LARGEST_BYTES, SizeRule
+
+
+@check(
+    "DEC-001",
+    "every method of the interfaces is there, and can be called as they say",
+    smoke=True,
+    hint="take the parameters of the interface, by its names where they have a default",
+)
+def complete(bench: Bench) -> None:
+    """Compare each method with its interface: what may be given, what must be, what only by its name."""
+    kind = bench.subject.driver_class
+    for name, asked in methods(kind).items():
+        method = getattr(kind, name)
+        plain = inspect.isfunction(method) and not inspect.iscoroutinefunction(method)
+        expect(plain and not inspect.isgeneratorfunction(method), "I9", f"{name} is no plain method")
+        wrong = _cannot_be_called(method, inspect.signature(asked))
+        expect(not wrong, "I9", f"{name} cannot be called as its interface says: {wrong}")
 
 
 @check(
@@ -68,6 +88,29 @@ def constant(bench: Bench) -> None:
     expect(bench.driver.capabilities == declared, "I9", "it changed when a volume was deleted")
 
 
+@check(
+    "DEC-005",
+    "options are known by name and type, others are refused, and those that are secret are marked",
+    smoke=True,
+    hint="make each of them with option(); secret=True keeps it out of every text",
+)
+def options_are_typed(bench: Bench) -> None:
+    """Look at every option of the backend and of a volume; give one that does not exist."""
+    kind = bench.subject.driver_class
+    for options_type in (kind.options_type, kind.volume_options_type):
+        name = options_type.__name__
+        expect(is_dataclass(options_type), "I9", f"{name} is no dataclass")
+        hints = get_type_hints(options_type)
+        for field in fields(options_type):
+            expect("meaning" in field.metadata, "I9", f"{name}.{field.name} was not made by option()")
+            looks_secret = direct.SECRET.search(field.name) and hints[field.name] in (str, str | None)
+            hidden = field.metadata["secret"] and not field.repr
+            expect(hidden or not looks_secret, "I11", f"{name}.{field.name} is not marked as secret")
+        problems = check_options(options_type, {"no_such_option": 1}, name).problems
+        refused = any("no_such_option" in str(problem) for problem in problems)
+        expect(refused, "I9", f"{name} takes an option that does not exist")
+
+
 @check("DEC-007", "the driver and each of its options is explained to operators")
 def documented(bench: Bench) -> None:
     """Read the docstring of the class and the meaning of every option."""
@@ -93,6 +136,20 @@ def no_secrets(bench: Bench) -> None:
     secrets = direct.secrets(bench, info)
     for where, text in _shown(bench, volume.id, info).items():
         expect(not any(secret in text for secret in secrets), "I11", f"a secret is in {where}")
+
+
+def _cannot_be_called(method: Callable[..., Any], asked: inspect.Signature) -> str:  # Any: of any kind
+    """Say why a method does not take what the interface lets a caller give; nothing if it does."""
+    every = list(asked.parameters.values())
+    needed = [each for each in every if each.default is each.empty]
+    named = {each.name: None for each in every if each not in needed}
+    given = inspect.signature(method)
+    for by_place, by_name in ((every, {}), (needed, {}), (needed, named)):
+        try:
+            given.bind(*[None] * len(by_place), **by_name)
+        except TypeError as error:
+            return str(error)
+    return ""
 
 
 def _shown(bench: Bench, volume_id: str, info: object) -> dict[str, str]:

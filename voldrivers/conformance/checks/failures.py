@@ -17,7 +17,7 @@ from voldrivers.conformance.blows import (
 )
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
-from voldrivers.errors import BackendError, NoSpace, VolDriverError
+from voldrivers.errors import BackendError, InvalidSize, NoSpace, OutcomeUnknown, VolDriverError
 from voldrivers.model import Volume, VolumeStatus
 
 
@@ -125,6 +125,43 @@ def true_size(bench: Bench) -> None:
     bench.check_data(volume)
 
 
+@check(
+    "ROL-008",
+    "an error tells what can be done next: another size, room, another backend, a look, or nothing",
+    level=Level.FAULT,
+    hint="choose the class by the table of voldrivers.errors; a BackendError is the last resort",
+)
+def told_apart(bench: Bench) -> None:
+    """Ask for what can never be, for what there is no room for; have the driver fail, and not be heard."""
+    volume, rule = bench.create(), bench.rule
+    bench.refused(lambda: bench.extend(volume, rule.maximum_bytes + 1), InvalidSize)
+    over_bytes = volume.size_bytes + bench.driver.pool().free_bytes + bench.granule
+    if over_bytes <= rule.maximum_bytes // rule.granularity_bytes * rule.granularity_bytes:
+        wanted = rule.round_up(over_bytes)
+        bench.refused(lambda: bench.driver.check_extend(volume, wanted), NoSpace)
+    for harm, kind in ((fails, BackendError), (is_lost, OutcomeUnknown)):
+        blow = Blow(bench, harm, 0, lambda name, at: (name, at) == ("extend_volume", True), volume)
+        with bench.watch.struck(blow):
+            _expect_error(bench, volume, volume.size_bytes + bench.step, kind)
+        bench.engine.resume()
+    bring_to(bench, volume, rule.round_up(volume.size_bytes + bench.step))
+
+
+@check(
+    "ROL-009",
+    "after a large extend that failed a smaller one goes well",
+    hint="a target counts for its own extend only",
+)
+def smaller_then(bench: Bench) -> None:
+    """Have a large extend fail before anything grew, and one be refused for its size; ask for a small one."""
+    volume = bench.create()
+    _strike(bench, volume, before=True, size_bytes=volume.size_bytes + 4 * bench.step)
+    bench.refused(lambda: bench.extend(volume, bench.rule.maximum_bytes + 1), InvalidSize)
+    target_bytes = bench.rule.round_up(volume.size_bytes + bench.step)
+    bench.extend(volume, target_bytes)
+    bench.check_agreed(volume, target_bytes)
+
+
 def _strike(bench: Bench, volume: Volume, *, before: bool, size_bytes: int = 0) -> None:
     """Have the driver fail before or after it has grown a volume."""
     here = ("extend_volume", before)
@@ -133,10 +170,12 @@ def _strike(bench: Bench, volume: Volume, *, before: bool, size_bytes: int = 0) 
         _expect_error(bench, volume, size_bytes or volume.size_bytes + bench.step)
 
 
-def _expect_error(bench: Bench, volume: Volume, size_bytes: int) -> None:
+def _expect_error(
+    bench: Bench, volume: Volume, size_bytes: int, kind: type[VolDriverError] = BackendError
+) -> None:
     try:
         bench.extend(volume, size_bytes)
-    except BackendError:
+    except kind:
         return
     raise Broken("I1", "a step failed, and the extend was called a success")
 

@@ -1,14 +1,26 @@
 """LEK: after a busy life of volumes nothing is left: on the backend, on the hosts, in this process."""
 
 import gc
+import re
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import check
+from voldrivers.conformance.blows import Blow, is_killed
+from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.copying import allowed, clone, keeper, revert, take
 from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.watch import Killed
+from voldrivers.sizes import MiB
 
 _PROCESS = Path("/proc/self")
+#: By so much a life may make the process larger: Python's own heap, and the trace of calls.
+_ROUND_BYTES = MiB
+#: Lines of a level below warning (syslog(2)), and what is worse under any level.
+_COMPLAINT = re.compile(r"^<[0-3]>|\bBUG\b|\bOops\b|hung task|blocked for more than|I/O error|Call Trace")
 
 
 @check("LEK-001", "after a busy life the backend holds what it held before", smoke=True)
@@ -42,12 +54,90 @@ def process(bench: Bench) -> None:
     expect(not grown, "I10", "this process holds more than before", **grown)
 
 
+@check(
+    "LEK-004",
+    "during a busy life the kernel of no host complains: no error, no BUG, no hung task",
+    hint="look at dmesg of the host where the line is from",
+)
+def kernel(bench: Bench) -> None:
+    """Read what the kernels say, take a busy life, look through what is new."""
+    before = {place.host.name: frozenset(place.kernel_log()) for place in bench.subject.places}
+    _live(bench)
+    for place in bench.subject.places:
+        new = [line for line in place.kernel_log() if line not in before[place.host.name]]
+        complaints = [line for line in new if _COMPLAINT.search(line)]
+        expect(not complaints, "I12", f"the kernel of {place.host.name} complains", lines=complaints[:5])
+
+
 @check("LEK-005", "after a busy life all room is back", smoke=True)
 def room(bench: Bench) -> None:
     """Write, attach, extend, snapshot, clone and revert volumes, delete all, compare the free bytes."""
     free_bytes = bench.free_bytes()
     _live(bench)
     bench.check_room(free_bytes)
+
+
+@check(
+    "LEK-006",
+    "a worker that is killed in the middle of everything, one after the other, leaves nothing in the end",
+    level=Level.FAULT,
+    hint="what is asked for again finds what it has begun, under the same name",
+)
+def killed_all_along(bench: Bench) -> None:
+    """Kill each operation after the driver's act, start anew, resume; delete all; compare everything."""
+    before, snapshots, free_bytes = bench.everything(), _snapshots(bench), bench.free_bytes()
+    _killed(bench, "create_volume", bench.create)
+    (volume,) = bench.engine.volumes()
+    _killed(bench, "extend_volume", lambda: _extend(bench, volume.id))
+    if bench.declared.snapshots:
+        _killed(bench, "create_snapshot", lambda: bench.engine.create_snapshot(volume.id, bench.name()))
+        for snapshot in bench.now(volume).snapshots:
+            _killed(bench, "delete_snapshot", partial(bench.engine.delete_snapshot, snapshot.id))
+    _killed(bench, "initialize_connection", lambda: bench.attach(volume))
+    for attachment in bench.now(volume).attachments or (bench.attach(volume),):
+        _killed(bench, "terminate_connection", partial(bench.detach, volume, attachment))
+    _killed(bench, "delete_volume", lambda: bench.engine.delete_volume(volume.id))
+    after = bench.everything()
+    expect(after == before, "I10", "something is left", before=before, after=after)
+    expect(_snapshots(bench) == snapshots, "I10", "snapshots are still listed", listed=_snapshots(bench))
+    bench.check_room(free_bytes)
+
+
+@check(
+    "LEK-007",
+    "however often a volume lives, this process and the hosts hold no more than after the first time",
+    level=Level.SOAK,
+    hint="the number of rounds is soak_rounds of the subject",
+)
+def many_lives(bench: Bench) -> None:
+    """Take busy lives; count files, threads, children, memory and what hosts hold, at first and at last."""
+    rounds = max(2, bench.subject.soak_rounds // 4)
+    for _ in range(2):
+        _live(bench)
+    before, memory_bytes, residue = _held(), _memory_bytes(), bench.everything().residue
+    for _ in range(rounds):
+        _live(bench)
+    after = _held()
+    grown = {name: (before[name], after[name]) for name in before if after[name] > before[name]}
+    expect(not grown, "I10", "this process holds more than before", **grown)
+    more_bytes = _memory_bytes() - memory_bytes
+    expect(
+        more_bytes <= rounds * _ROUND_BYTES, "I10", "this process takes more and more memory", more=more_bytes
+    )
+    now = bench.everything().residue
+    expect(now == residue, "I10", "something is left on a host", before=residue, now=now)
+
+
+def _killed(bench: Bench, method: str, act: Callable[[], object]) -> None:
+    """Kill an operation right after an act of the driver, start anew, and have it ended."""
+    blow = Blow(bench, is_killed, 0, lambda name, before: (name, before) == (method, False))
+    with bench.watch.struck(blow), suppress(Killed):
+        act()
+    expect(blow.landed, "I9", f"{method} was not called")
+    bench.restart()
+    for resumed in bench.engine.resume():
+        if resumed.error is not None:
+            raise resumed.error
 
 
 def _live(bench: Bench) -> None:
@@ -84,6 +174,12 @@ def _delete_all(bench: Bench) -> None:
 
 def _snapshots(bench: Bench) -> frozenset[str]:
     return frozenset(keeper(bench).list_snapshots()) if bench.declared.snapshots else frozenset()
+
+
+def _memory_bytes() -> int:
+    """Give how much memory this process has, proc_pid_statm(5)."""
+    gc.collect()
+    return int((_PROCESS / "statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _held() -> dict[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import check
+from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import NotFound
 from voldrivers.model import Volume
@@ -99,6 +99,37 @@ def prefixes(bench: Bench) -> None:
         volumes.append(bench.engine.create_volume(f"{name}{end}", size_bytes, options=options))
     bench.extend(volumes[0], volumes[0].size_bytes + bench.step)
     _check_apart(bench, [bench.now(volume) for volume in volumes])
+
+
+@check(
+    "LIF-007",
+    "the list has what is there all along once and always, while other volumes come and go",
+    level=Level.EXTENDED,
+    hint="never write a new list over the old one in two steps; go on after the last id, not the last number",
+)
+def stable_list(bench: Bench) -> None:
+    """Create two; while others are made, extended, copied and removed, have another driver object list."""
+    kept = (bench.create(), bench.create())
+    looking: list[str] = []
+    with bench.another() as elsewhere:
+        (driver,) = elsewhere.site.drivers.values()
+
+        def look(_number: int, name: str, _before: bool) -> None:
+            if looking:  # it comes by here itself
+                return
+            looking.append(name)
+            listed = list(driver.list_volumes())
+            looking.clear()
+            seen = [listed.count(volume.id) for volume in kept]
+            expect(seen == [1, 1], "I5", f"at {name} not each is listed once", listed=listed)
+
+        with bench.watch.struck(look):
+            other = bench.create()
+            bench.extend(other, other.size_bytes + bench.step)
+            if bench.declared.clones:
+                copy = bench.engine.clone_volume(bench.name(), other.id, options=bench.subject.volume_options)
+                bench.engine.delete_volume(copy.id)
+            bench.engine.delete_volume(other.id)
 
 
 @check("LIF-008", "a volume that is made again under the name or id of a deleted one is new")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from voldrivers.conformance import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.disk import STAMP_BYTES
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import InvalidSize, NoSpace
 from voldrivers.model import Volume
@@ -91,6 +92,52 @@ def limit(bench: Bench) -> None:
         driver.delete_volume(large)
     wanted = bench.rule.round_up(over_bytes + volume.size_bytes)
     bench.refused(lambda: _extend(bench, volume, wanted), NoSpace, invariant="I6")
+
+
+@check(
+    "SIZ-005",
+    "the device is as large as the volume, to the byte, whatever the size",
+    hint="what a target or a mapping adds or takes away must not be seen on the device",
+)
+def device(bench: Bench) -> None:
+    """Create volumes of even and odd numbers of granules, attach each, read device, host and last block."""
+    place = bench.subject.places[0]
+    for granules in (0, 1, 3):
+        volume = bench.create(bench.small + granules * bench.granule)
+        for instance in sorted({False, place.instance is not None}):
+            attachment = bench.attach(volume, instance=instance)
+            read = {
+                "device": place.device_bytes(volume, attachment),
+                "host": place.host.get_blockdev(bench.now(volume), attachment),
+            }
+            expect(
+                set(read.values()) == {volume.size_bytes},
+                "I1",
+                "not its size",
+                size=volume.size_bytes,
+                **read,
+            )
+            place.read(volume, attachment, volume.size_bytes - STAMP_BYTES, STAMP_BYTES)
+            bench.detach(volume, attachment)
+        bench.engine.delete_volume(volume.id)
+
+
+@check(
+    "SIZ-006",
+    "an extend leaves the sector sizes of the device as they are",
+    level=Level.EXTENDED,
+    hint="a guest has laid out its file system by them",
+)
+def sectors(bench: Bench) -> None:
+    """Attach, read both sector sizes, detach, extend to twice the size, attach, read them again."""
+    volume, place = bench.create(), bench.subject.places[0]
+    read = []
+    for size_bytes in (volume.size_bytes, 2 * volume.size_bytes):
+        bench.extend(volume, size_bytes)
+        attachment = bench.attach(volume, instance=False)
+        read.append(place.sector_bytes(volume, attachment))
+        bench.detach(volume, attachment)
+    expect(read[0] == read[1], "I4", "the sector sizes have changed", before=read[0], after=read[1])
 
 
 @check("SIZ-007", "the rule never rounds down, is monotone, and leaves its own sizes alone", smoke=True)

@@ -9,6 +9,9 @@ from voldrivers.conformance.verdicts import expect
 from voldrivers.errors import NoSpace, NotSupported
 from voldrivers.model import Pool
 
+#: So many blocks are written where it is about much.
+_MANY = 33
+
 
 @check(
     "STA-001",
@@ -42,6 +45,44 @@ def follows(bench: Bench) -> None:
     room.took(volume.size_bytes + bench.step, "extend")
     bench.engine.delete_volume(volume.id)
     room.took(0, "delete")  # that what is free comes back, every check looks at its end
+
+
+@check(
+    "STA-003",
+    "the room is what it is now, also where somebody else has changed it",
+    hint="look it up each time; what is cached is wrong when it matters",
+)
+def looked_up(bench: Bench) -> None:
+    """Read the pool; create, extend and delete a volume with another driver object, read it each time."""
+    before = bench.driver.pool().allocated_bytes
+    name, options = bench.name(), bench.subject.volume_options
+    with bench.another() as elsewhere:
+        volume = elsewhere.create_volume(name, bench.small, options=options)
+        _check_allocated(bench, before + volume.size_bytes, "created")
+        elsewhere.extend(name, volume.size_bytes + bench.step)
+        _check_allocated(bench, before + volume.size_bytes + bench.step, "extended")
+        elsewhere.delete_volume(name)
+        _check_allocated(bench, before, "deleted")
+
+
+@check(
+    "STA-004",
+    "what was promised to a volume counts from the start, and no more when it is written to",
+    level=Level.EXTENDED,
+    hint="allocated are the sizes of the volumes, not what is written in them",
+)
+def promised(bench: Bench) -> None:
+    """Create a volume, write to it, read the pool before and after."""
+    volume = bench.create()
+    before = bench.driver.pool()
+    with bench.opened(volume) as disk:
+        disk.stamp(_MANY)
+    now = bench.driver.pool()
+    seen = {"before": before, "now": now}
+    expect(
+        now.allocated_bytes == before.allocated_bytes, "I8", "a write has changed what is promised", **seen
+    )
+    expect(now.free_bytes <= before.free_bytes, "I8", "a write has made room", **seen)
 
 
 @check(
@@ -80,6 +121,17 @@ def verdicts(bench: Bench) -> None:
         expect(plan.to_bytes == bench.rule.round_up(wanted), "I3", "another size is planned", plan=plan)
     else:
         bench.refused(lambda: bench.engine.plan(volume.id, wanted), NotSupported, invariant="I9")
+
+
+def _check_allocated(bench: Bench, wanted_bytes: int, what: str) -> None:
+    seen = bench.driver.pool().allocated_bytes
+    expect(
+        seen == wanted_bytes,
+        "I8",
+        f"it does not see what was {what} elsewhere",
+        seen=seen,
+        is_now=wanted_bytes,
+    )
 
 
 class _Room:
