@@ -14,6 +14,7 @@ _LOOK_S, _TAG_S = 60.0, 60.0
 _PLAIN = ("--reportformat", "json", "--units", "b", "--nosuffix")
 #: What may stand in a tag (lvm(8)); the value follows the equals sign.
 _MARK = "voldrivers_scratch="
+Row = Mapping[str, Any]  # Any: what JSON holds
 #: Backstores and targets of LIO (Documentation/target), subsystems of nvmet (drivers/nvme/target/configfs.c).
 _EXPORTS = ("target/core/*/*", "target/iscsi/iqn*", "nvmet/subsystems/*")
 
@@ -30,7 +31,7 @@ class VolumeGroupOracle:
 
     def objects(self) -> Mapping[str, int]:
         """Give every logical volume with its size, and every export there is."""
-        volumes = {row["lv_name"]: int(row["lv_size"]) for row in self._volumes("lv_name,lv_size")}
+        volumes = {row["lv_name"]: int(row["lv_size"]) for row in self._look()["lv"]}
         exports = [path for pattern in _EXPORTS for path in self._configfs.glob(pattern) if path.is_dir()]
         return volumes | {f"export {path.parent.name}/{path.name}": 0 for path in exports}
 
@@ -40,19 +41,18 @@ class VolumeGroupOracle:
 
     def free_bytes(self) -> int:
         """Give the extents that nobody has, and what is not written of thin pools."""
-        (group,) = _rows(["vgs", *_PLAIN, "--options", "vg_free", self.pool], "vg")
-        pools = self._volumes("lv_size,data_percent,segtype")
+        seen = self._look()
         empty = [
             int(row["lv_size"]) * (1 - float(row["data_percent"] or 0) / 100)
-            for row in pools
-            if row["segtype"] == "thin-pool"
+            for row in seen["lv"]
+            if _is_pool(row)
         ]
-        return int(group["vg_free"]) + int(sum(empty))
+        return int(seen["vg"][0]["vg_free"]) + int(sum(empty))
 
     def mark(self) -> str:
         """Give what the tag says of whose the group is; nothing without one."""
-        (group,) = _rows(["vgs", *_PLAIN, "--options", "vg_tags", self.pool], "vg")
-        found = [tag for tag in group["vg_tags"].split(",") if tag.startswith(_MARK)]
+        tags = str(self._look()["vg"][0]["vg_tags"]).split(",")
+        found = [tag for tag in tags if tag.startswith(_MARK)]
         return found[0].removeprefix(_MARK) if found else ""
 
     def set_mark(self, mark: str) -> None:
@@ -61,14 +61,19 @@ class VolumeGroupOracle:
 
     def occupants(self) -> Sequence[str]:
         """Name every logical volume but thin pools, in which there is nothing of their own."""
-        found = self._volumes("lv_name,segtype")
-        return [str(row["lv_name"]) for row in found if row["segtype"] != "thin-pool"]
+        return [str(row["lv_name"]) for row in self._look()["lv"] if not _is_pool(row)]
 
-    def _volumes(self, fields: str) -> Sequence[Mapping[str, Any]]:  # Any: what JSON holds
-        return _rows(["lvs", *_PLAIN, "--options", fields, self.pool], "lv")
+    def _look(self) -> Mapping[str, Sequence[Row]]:
+        """Look at the group and its logical volumes: one program."""
+        fields = {"vg": "vg_free,vg_tags", "lv": "lv_name,lv_size,lv_layout,data_percent", "pv": "pv_name"}
+        fields |= {"pvseg": "pv_uuid", "seg": "lv_uuid"}
+        chosen = [
+            w for report, names in fields.items() for w in ("--configreport", report, "--options", names)
+        ]
+        argv = ["lvm", "fullreport", *_PLAIN, *chosen, self.pool]
+        report: Mapping[str, Sequence[Row]] = json.loads(run(argv, timeout_s=_LOOK_S).stdout)["report"][0]
+        return report
 
 
-def _rows(argv: Sequence[str], kind: str) -> Sequence[Mapping[str, Any]]:  # Any: as above
-    reports = json.loads(run(argv, timeout_s=_LOOK_S).stdout)["report"]
-    found: Sequence[Mapping[str, Any]] = reports[0][kind]  # Any: as above
-    return found
+def _is_pool(row: Row) -> bool:
+    return {"thin", "pool"} <= set(row["lv_layout"].split(","))
