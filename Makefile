@@ -6,7 +6,7 @@ PYTEST_OPTIONS = --numprocesses=2 --dist=worksteal --durations=15 --junitxml=bui
 PYTEST = $(PYTHON) -m pytest $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test test-full test-minimum demo lab bench clean
+.PHONY: help setup lint check test test-full conformance test-minimum demo lab bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: lint  ## Everything that fits twenty minutes; what CI runs
 
 test-full: lint  ## The same, exhaustive: an hour or more
 	$(PYTEST) --tier full --override-ini=faulthandler_timeout=4000
+
+conformance: lint  ## Every check on every driver here: on this machine, and in the lab on one host and on two
+	$(PYTEST) --tier full --override-ini=faulthandler_timeout=7000 $(wildcard tests/test_conform*.py)
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum

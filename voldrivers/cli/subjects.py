@@ -53,5 +53,6 @@ def open_subject(kind: type[Driver], config: RunConfig) -> Iterator[Subject]:
             config.driver,
             config.volume,
             deadline_s=config.limits.extend_s,
+            sweep_s=config.limits.sweep_s,
             mode=config.mode,
         )

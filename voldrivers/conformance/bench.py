@@ -51,6 +51,8 @@ class Bench:
         self.run_id = run_id or secrets.token_hex(4)
         self.watch = Watch(self.is_ours, subject.intend)
         self.stamps: dict[str, Stamps] = {}
+        #: What is to be told of a check that passes.
+        self.told: list[str] = []
         #: Ids that are drawn next, instead of new ones.
         self.ids: list[str] = []
         self._engines: list[Engine] = []

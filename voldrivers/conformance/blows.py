@@ -1,8 +1,8 @@
 """Blows: one boundary of an operation after the other is struck - each call of the driver, each program."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.verdicts import Broken, expect
@@ -58,14 +58,18 @@ class Blow:
     counts: Callable[[str, bool], bool] = matters
     volume: Volume | None = None
     where: str = ""
-    _seen: Iterator[int] = field(default_factory=count)
+    #: The names of the boundaries that count, as they were passed.
+    passed: list[str] = field(default_factory=list)
     _floor: int = 0
 
     def __call__(self, _number: int, name: str, before: bool) -> None:
         """Look at the size, and strike if it is time."""
         self.look()
-        if not self.where and self.counts(name, before) and next(self._seen) == self.at:
-            self.where = f"{'before' if before else 'after'} {name}"
+        if self.where or not self.counts(name, before):
+            return
+        self.passed.append(f"{'before' if before else 'after'} {name}")
+        if len(self.passed) == self.at + 1:
+            self.where = self.passed[-1]
             raise self.harm(name)
 
     def __str__(self) -> str:
@@ -88,20 +92,32 @@ class Blow:
 
 
 def strike_all(bench: Bench, harms: tuple[Harm, ...], scenario: Callable[[Blow], None]) -> None:
-    """Play a scenario again and again, each time with the next boundary struck, until there is none left."""
-    for at in count():
+    """Play a scenario again and again, each time with another of its boundaries struck.
+
+    One of each kind comes first. What there is no time for (`Subject.sweep_s`) is told with the result.
+    """
+    began = time.monotonic()
+    whole = _played(Blow(bench, harms[0], -1), scenario).passed
+    first = [at for at, name in enumerate(whole) if name not in whole[:at]]
+    order = [*first, *(at for at in range(len(whole)) if at not in first)]
+    for struck, at in enumerate(order):
+        if time.monotonic() - began > bench.subject.sweep_s:
+            bench.told.append(f"{struck} of {len(order)} boundaries struck in {bench.subject.sweep_s:g} s")
+            return
         for harm in harms:
-            blow = Blow(bench, harm, at)
-            try:
-                scenario(blow)
-            except Broken as broken:
-                broken.add_note(f"struck {blow}")
-                raise
-            except VolDriverError as error:
-                text = f"it does not recover, struck {blow}: {type(error).__name__}: {error}"
-                raise Broken("I6", text) from error
-            if not blow.landed:
-                return
+            _played(Blow(bench, harm, at), scenario)
+
+
+def _played(blow: Blow, scenario: Callable[[Blow], None]) -> Blow:
+    try:
+        scenario(blow)
+    except Broken as broken:
+        broken.add_note(f"struck {blow}")
+        raise
+    except VolDriverError as error:
+        text = f"it does not recover, struck {blow}: {type(error).__name__}: {error}"
+        raise Broken("I6", text) from error
+    return blow
 
 
 def check_halfway(bench: Bench, volume: Volume, old_bytes: int, new_bytes: int) -> None:

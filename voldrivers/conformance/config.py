@@ -55,7 +55,10 @@ class Limits:
     """The table `[limits]`."""
 
     extend_s: float = option("seconds that an extend may take", 60.0, minimum=0.1, maximum=3600)
-    check_s: float = option("seconds that a check may take", 600.0, minimum=1, maximum=24 * 3600)
+    sweep_s: float = option(
+        "seconds for which one operation is disturbed at one boundary after the other", 120.0, minimum=1
+    )
+    check_s: float = option("seconds that a check may take", 1800.0, minimum=1, maximum=24 * 3600)
 
 
 @dataclass(frozen=True)

@@ -93,4 +93,4 @@ def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str
         if any(error is bench.watch.foreign_error for bench in benches):
             return Verdict.FAILED, f"no error of voldrivers: {type(error).__name__}: {error}", "I11", {}
         return Verdict.ERROR, "".join(traceback.format_exception(error)[-3:]), "", {}
-    return Verdict.PASSED, "", "", {}
+    return Verdict.PASSED, "; ".join(text for bench in benches for text in bench.told), "", {}

@@ -1,5 +1,6 @@
 """What is tested, where, and who looks at it without asking the driver."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +169,8 @@ class Subject:
     now: Callable[[], datetime] = utc_now
     sleep: Callable[[float], None] = time.sleep
     deadline_s: float = 60.0
+    #: How long one operation may be disturbed at one boundary after the other.
+    sweep_s: float = math.inf
     #: How the driver is set up, as far as what is proved depends on it: "thin, over iSCSI".
     mode: str = ""
     #: Told of every call that makes something, before it is made.

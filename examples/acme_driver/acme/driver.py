@@ -1,11 +1,11 @@
 """Acme boxes: every volume is one file in the box's directory, and a box has room for so many bytes."""
 
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from voldrivers.abilities import GrownByHypervisor
 from voldrivers.base import Driver
@@ -81,17 +81,14 @@ class AcmeDriver(Driver, GrownByHypervisor):
         if not volume.nobody_runs:
             return ExtendReply.DEFERRED
         self._check_room(volume, missing_bytes)
-        with _typed(volume):
-            os.truncate(self._path(volume), new_size_bytes)
+        with self._locked(volume) as file:
+            file.truncate(new_size_bytes)
         return ExtendReply.EXTENDED
 
     def probe_locks(self, volume: Volume) -> None:
-        """Prove that no QEMU has the file: each keeps locks on it (docs/system/images of QEMU)."""
-        with _typed(volume), self._path(volume).open("r+b") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InvalidState(volume.title, "locked by a QEMU", "held by nobody") from error
+        """Prove that no QEMU has the file."""
+        with self._locked(volume):
+            pass
 
     def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
         """Say where the file is; the box is mounted at the same place everywhere."""
@@ -103,6 +100,16 @@ class AcmeDriver(Driver, GrownByHypervisor):
 
     def _path(self, volume: Volume) -> Path:
         return self.options.directory / f"{volume.id}.volume"
+
+    @contextmanager
+    def _locked(self, volume: Volume) -> Iterator[BinaryIO]:
+        """Open the file while no QEMU has it: each keeps locks on its own (docs/system/images of QEMU)."""
+        with _typed(volume), self._path(volume).open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InvalidState(volume.title, "locked by a QEMU", "held by nobody") from error
+            yield file
 
     def _check_room(self, volume: Volume, missing_bytes: int) -> None:
         free_bytes = self.pool().free_bytes
