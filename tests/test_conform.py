@@ -136,8 +136,11 @@ def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> N
     )
     vendor.environment["PYTHONPATH"] += f":{tmp_path}"
     vendor.mark()
-    code, said = vendor.destroy("--only", "LIF-002", "--keep", driver="forgetful:Forgetful")
+    results = ("--out", str(vendor.results))
+    code, said = vendor.destroy("--only", "LIF-002", "--keep", *results, driver="forgetful:Forgetful")
     assert code == 1, said
+    repro = (vendor.results / "repro" / "LIF-002.sh").read_text()
+    assert f"--destroy {vendor.box} --only LIF-002 --keep" in repro
     assert "LIF-002 FAIL: a deleted volume is gone, and its room is back" in said
     assert "delete_volume(volume" in said
     assert [name for name in vendor.files if name.endswith(".old")]

@@ -140,6 +140,7 @@ def _tell(check: Check, result: Result, *, quiet: bool) -> None:
 def _say_report(args: Namespace, report: Report) -> int:
     if args.out:
         report.write(Path(args.out))
+        _write_repros(args, report)
     if args.json:
         write_document(dict(report.document()))
     else:
@@ -149,6 +150,24 @@ def _say_report(args: Namespace, report: Report) -> int:
         said = [f"{totals} in {report.seconds:.0f} s", f"the driver is {report.verdict}", *where]
         write_lines(["", *table(("CAPABILITY", "DECLARED", "PROOF"), rows), "", *said])
     return EXIT_CODES[report.verdict]
+
+
+def _write_repros(args: Namespace, report: Report) -> None:
+    """Write a script for each check that failed, which runs it again and leaves what it made."""
+    directory = Path(args.out) / "repro"
+    for check, result in report.rows:
+        if result.verdict not in _TOLD:
+            continue
+        directory.mkdir(exist_ok=True)
+        words = ["voldrivers", "conform", args.driver, "--config", str(Path(args.config).absolute())]
+        words += ["--destroy", args.destroy, "--only", check.id, "--keep"]
+        lines = [
+            "#!/bin/sh",
+            f"# {check.id}: {check.invariant}",
+            f"cd {shlex.quote(str(Path.cwd()))} || exit",
+        ]
+        (directory / f"{check.id}.sh").write_text("\n".join([*lines, shlex.join(words), ""]))
+        (directory / f"{check.id}.sh").chmod(0o755)
 
 
 def _explain(args: Namespace) -> int:

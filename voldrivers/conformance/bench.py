@@ -12,7 +12,7 @@ from voldrivers.base import Driver
 from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.config import Policy
 from voldrivers.conformance.disk import Disk, Stamps
-from voldrivers.conformance.ending import take_away
+from voldrivers.conformance.ending import check_steady, take_away
 from voldrivers.conformance.subject import Place, Subject
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Watch, watched
@@ -86,6 +86,8 @@ class Bench:
         if error is not None and self.keeps:
             raise Broken("I10", "it was to be kept as it is")
         self.restart()
+        if error is None:
+            check_steady(self)
         take_away(self.engine, self.detach)
         if error is None:
             self.check_nothing_left()

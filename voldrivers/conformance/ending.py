@@ -2,10 +2,21 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from voldrivers.errors import VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Attachment, Volume, VolumeStatus
+
+if TYPE_CHECKING:
+    from voldrivers.conformance.bench import Bench
+
+
+def check_steady(bench: "Bench") -> None:
+    """Have all sizes of every volume that rests be the same (I1), whatever the check was about."""
+    for volume in bench.engine.volumes():
+        if volume.status in (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE):
+            bench.check_agreed(volume, volume.size_bytes)
 
 
 def take_away(engine: Engine, detach: Callable[[Volume, Attachment], None]) -> None:
