@@ -52,6 +52,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pyudev": ("host.changes",),
     "rtslib_fb": ("lvm.lio",),
     "qemu": ("host.qmp",),
+    "hypothesis": ("conformance.moves",),
     "libvirt": ("host.libvirt",),
     "libvirt_qemu": ("host.libvirt",),
     "anyio": ("api",),

@@ -33,6 +33,7 @@ GROUPS = {
     "BAD": "bad input",
     "IDM": "doing it again",
     "LEK": "leaks",
+    "MAC": "any order of operations",
 }
 
 _NO_ADAPTER = "there is no adapter yet that has a mouth of its own"

@@ -1,5 +1,6 @@
 """A volume where it is attached, past the driver: what is written there, and read again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from voldrivers.conformance.subject import Place
@@ -49,8 +50,16 @@ class Disk:
 
     def stamp(self, count: int = 3) -> None:
         """Write to the first and the last block of what is there now, and to some in between."""
+        self._stamp(probes(self.size_bytes, count))
+
+    def stamp_at(self, where: str) -> None:
+        """Write to the `first`, `middle` or `last` block of what is there now."""
+        offsets = probes(self.size_bytes)
+        self._stamp([offsets[{"first": 0, "middle": len(offsets) // 2, "last": -1}[where]]])
+
+    def _stamp(self, offsets: Sequence[int]) -> None:
         self.stamps.generation += 1
-        for offset in probes(self.size_bytes, count):
+        for offset in offsets:
             text = f"{self.volume.id} {offset} {self.stamps.generation} ".encode()
             self.write(offset, (text * STAMP_BYTES)[:STAMP_BYTES])
 

@@ -42,11 +42,10 @@ class MemoryOracle(Oracle):
 class MemoryPlace(Place):
     """A host in RAM; what is written there are words in the array."""
 
-    instance = "vm"
-
-    def __init__(self, host: MemoryHost) -> None:
-        """Look at a host."""
+    def __init__(self, host: MemoryHost, instance: str | None = "vm") -> None:
+        """Look at a host, and into an instance on it."""
         self.host: MemoryHost = host
+        self.instance = instance
 
     def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
         return self.host.machine.devices.get(volume.id, 0)
@@ -86,15 +85,15 @@ class MemoryPlace(Place):
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        machine = self.host.machine
-        nodes = machine.instances.pop(self.instance)
-        machine.stopped.add(self.instance)
+        machine, instance = self.host.machine, self.instance or ""
+        nodes = machine.instances.pop(instance)
+        machine.stopped.add(instance)
         try:
             yield
         finally:
-            machine.stopped.discard(self.instance)
+            machine.stopped.discard(instance)
             still = {each: machine.devices[each] for each in nodes if each in machine.devices}
-            machine.instances[self.instance] = still
+            machine.instances[instance] = still
 
     @contextmanager
     def filesystem(

@@ -34,7 +34,8 @@ class ShareOracle:
 
     def size_bytes(self, volume: Volume) -> int | None:
         """Give the virtual size of the file that is named after a volume."""
-        found = [size for name, size in self.objects().items() if volume.id in name]
+        name = f"volume-{volume.id}"  # ids hold no dot, and one may begin with another
+        found = [size for file, size in self.objects().items() if file.partition(".")[0] == name]
         return max(found, default=None)
 
     def free_bytes(self) -> int:
