@@ -12,7 +12,7 @@ from voldrivers.base import Driver
 from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.cli import main
 from voldrivers.conformance import Result, Verdict, catalogue
-from voldrivers.conformance.report import Report
+from voldrivers.conformance.reports.report import Report
 from voldrivers.memory import MemoryDriver
 from voldrivers.model import utc_now
 

@@ -153,6 +153,31 @@ def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> N
     assert (code, "LIF-002 KNOWN" in said, "they are old (ACME-1)" in said) == (4, True, True)
 
 
+def test_a_walk_that_breaks_something_can_be_walked_again(vendor: Vendor, tmp_path: Path) -> None:
+    """A driver that gives a larger volume no new last block is found on the way, and again by its trace."""
+    (tmp_path / "short.py").write_text(
+        "from acme.driver import AcmeDriver\n"
+        "class Short(AcmeDriver):\n"
+        "    def volume_size(self, volume):\n"
+        "        return max(super().volume_size(volume), volume.size_bytes)\n"
+        "    def extend_volume(self, volume, new_size_bytes):\n"
+        "        return super().extend_volume(volume, new_size_bytes - 2**20)\n"
+    )
+    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
+    vendor.mark()
+    chosen = ("--only", "DEC-002", "--budget", "20", "--seed", "3", "--out", str(vendor.results))
+    code, said = vendor.destroy(*chosen, driver="short:Short")
+    assert (code, "FAIL: in any order of operations" in said) == (1, True), said
+    trace, *_ = sorted((vendor.results / "traces").iterdir())
+    assert sorted((vendor.results / "repro").glob("test_*.py"))
+    code, said = vendor.destroy("--replay", str(trace), driver="short:Short")
+    assert (code, f"{trace.name[:7]} FAIL" in said) == (1, True), said
+    code, said = vendor.destroy("--replay", str(trace))
+    assert (code, f"{trace.name[:7]} PASS" in said) == (4, True), said
+    assert vendor.run("sweep")[0] == 0  # what a driver that lies would not give up at once
+    assert vendor.files == [".scratch"]
+
+
 @pytest.mark.parametrize("after_s", [1.0, 2.5])
 def test_what_a_killed_run_has_left_is_swept_up(vendor: Vendor, after_s: float) -> None:
     vendor.mark()

@@ -17,13 +17,13 @@ from voldrivers import process
 from voldrivers.base import Driver, Run
 from voldrivers.capabilities import Capabilities
 from voldrivers.conformance import Subject, Verdict, memory
-from voldrivers.conformance.machine import MachineOutcome, machine_checks, replay, run_machine
 from voldrivers.conformance.places import GuestPlace
-from voldrivers.conformance.report import Report
-from voldrivers.conformance.rules import RULES
+from voldrivers.conformance.reports.report import Report
 from voldrivers.conformance.runner import run_check
-from voldrivers.conformance.traces import Step, Trace, read_trace
 from voldrivers.conformance.verdicts import INVARIANTS
+from voldrivers.conformance.walks.machine import MachineOutcome, machine_checks, replay, run_machine
+from voldrivers.conformance.walks.rules import RULES
+from voldrivers.conformance.walks.traces import Step, Trace, read_trace
 from voldrivers.errors import InvalidInput, NotSupported
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.host.local import LocalHost, LocalOptions
@@ -209,7 +209,7 @@ def test_without_hypothesis_the_suite_is_there_and_the_machine_says_what_is_miss
             raise ImportError(name)
         return really(name, *args, **words)
 
-    monkeypatch.delitem(sys.modules, "voldrivers.conformance.moves", raising=False)
+    monkeypatch.delitem(sys.modules, "voldrivers.conformance.walks.moves", raising=False)
     monkeypatch.setattr(builtins, "__import__", lacking)
     with pytest.raises(NotSupported, match=r"voldrivers\[conformance\]"):
         run_machine(memory.subject(MemoryDriver), examples=1)

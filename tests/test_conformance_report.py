@@ -13,13 +13,14 @@ from liars.lifecycle import Leaky
 
 from voldrivers.base import Completed
 from voldrivers.capabilities import Capabilities, InUseExtend
-from voldrivers.conformance import Check, Level, Result, Verdict, catalogue, matrix, memory, run_checks
-from voldrivers.conformance.comparison import Effect, changes
-from voldrivers.conformance.environment import environment
-from voldrivers.conformance.evidence import Conformance, Evidence, Proof, conformance, evidence
+from voldrivers.conformance import Check, Level, Result, Verdict, catalogue, memory, run_checks
 from voldrivers.conformance.known import Known, judge, read_known
-from voldrivers.conformance.recorded import Recorded, read
-from voldrivers.conformance.report import Report
+from voldrivers.conformance.reports import matrix
+from voldrivers.conformance.reports.comparison import Effect, changes
+from voldrivers.conformance.reports.environment import environment
+from voldrivers.conformance.reports.evidence import Conformance, Evidence, Proof, conformance, evidence
+from voldrivers.conformance.reports.recorded import Recorded, read
+from voldrivers.conformance.reports.report import Report
 from voldrivers.errors import CommandFailed, InvalidInput, OutcomeUnknown
 from voldrivers.memory import MemoryDriver
 from voldrivers.model import utc_now

@@ -8,11 +8,11 @@ from voldrivers import plugins
 from voldrivers.base import Driver
 from voldrivers.cli import documents, failures
 from voldrivers.cli.output import table, write_document, write_lines
-from voldrivers.conformance import matrix
-from voldrivers.conformance.comparison import Effect, changes
-from voldrivers.conformance.matrix import Column
-from voldrivers.conformance.packages import class_name
-from voldrivers.conformance.recorded import Recorded, read
+from voldrivers.conformance.reports import matrix
+from voldrivers.conformance.reports.comparison import Effect, changes
+from voldrivers.conformance.reports.matrix import Column
+from voldrivers.conformance.reports.packages import class_name
+from voldrivers.conformance.reports.recorded import Recorded, read
 from voldrivers.errors import VolDriverError
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # every pytest on a machine imports this module
-    from voldrivers.conformance.trial import Running
+    from voldrivers.conformance.trials.trial import Running
 
 _FIXTURE = "voldrivers_check"
 
@@ -44,9 +44,9 @@ def voldrivers_run(request: pytest.FixtureRequest) -> "Iterator[Running]":
     """Give the run that the options ask for; its results are written in the end."""
     from voldrivers.cli.subjects import find_driver, open_subject
     from voldrivers.conformance import catalogue
-    from voldrivers.conformance.config import read_config
     from voldrivers.conformance.known import read_known
-    from voldrivers.conformance.trial import Trial, running
+    from voldrivers.conformance.trials.config import read_config
+    from voldrivers.conformance.trials.trial import Trial, running
 
     names = ("driver", "config", "destroy", "known", "out")
     given = {name: request.config.getoption(f"--voldrivers-{name}") for name in names}

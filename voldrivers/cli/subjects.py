@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from voldrivers import plugins
 from voldrivers.api.places import HostTable, open_place
 from voldrivers.base import Driver, Run
-from voldrivers.conformance.config import RunConfig
 from voldrivers.conformance.subject import Oracle, Subject
+from voldrivers.conformance.trials.config import RunConfig
 
 
 def find_driver(text: str, directory: str = "") -> type[Driver]:

@@ -12,14 +12,16 @@ from pathlib import Path
 from voldrivers.cli.output import complain, table, write_document, write_lines
 from voldrivers.cli.subjects import find_driver, find_oracle, open_subject
 from voldrivers.conformance import Check, Result, Subject, Verdict, catalogue
-from voldrivers.conformance.config import read_config
-from voldrivers.conformance.evidence import Conformance
 from voldrivers.conformance.known import read_known
-from voldrivers.conformance.report import Report, card
-from voldrivers.conformance.runs import default_runs, one_of, runs_in
-from voldrivers.conformance.scratch import init, missing_key
-from voldrivers.conformance.sweep import left_of, sweep
-from voldrivers.conformance.trial import Trial, check_driver
+from voldrivers.conformance.reports.evidence import Conformance
+from voldrivers.conformance.reports.report import Report, card
+from voldrivers.conformance.trials.config import read_config
+from voldrivers.conformance.trials.runs import default_runs, one_of, runs_in
+from voldrivers.conformance.trials.scratch import init, missing_key
+from voldrivers.conformance.trials.sweep import left_of, sweep
+from voldrivers.conformance.trials.trial import Trial, check_driver
+from voldrivers.conformance.walks.machine import machine_checks
+from voldrivers.conformance.walks.traces import read_trace
 from voldrivers.errors import InvalidInput, InvalidState
 from voldrivers.model import utc_now
 from voldrivers.process import run
@@ -33,6 +35,7 @@ EXIT_CODES: Mapping[Conformance, int] = {
     Conformance.PARTIAL: 4,
 }
 REFUSED = 3
+_WALKS_S = 60.0
 _TOLD = (Verdict.FAILED, Verdict.ERROR, Verdict.FIXED)
 
 
@@ -43,8 +46,9 @@ def conform(args: Namespace) -> int:
     if args.driver is None or args.config is None:
         raise InvalidInput("conform", "needs the driver, and its file: --config FILE")
     config, kind = read_config(Path(args.config)), find_driver(args.driver)
-    checks = _chosen(args.profile, args.only)
-    known = read_known(Path(args.known), [check.id for check in catalogue()]) if args.known else {}
+    checks = () if args.replay else _chosen(args.profile, args.only)
+    ids = [check.id for check in (*catalogue(), *machine_checks())]
+    known = read_known(Path(args.known), ids) if args.known else {}
     with open_subject(kind, config) as subject:
         driver = subject.make(kind, run)
         if missing := missing_key(driver, subject.oracle, subject.pool, args.destroy):
@@ -59,10 +63,13 @@ def conform(args: Namespace) -> int:
             partial(_tell, quiet=args.json),
             args.keep,
             config.limits.check_s,
+            _walks_s(args),
+            args.seed,
+            read_trace(Path(args.replay)) if args.replay else None,
             shlex.join(["voldrivers", *sys.argv[1:]]),
             facts={"driver": args.driver, "config": str(config.path), "directory": os.getcwd()},
         )
-        report = check_driver(subject, trial)
+        report = check_driver(subject, trial, Path(args.out) if args.out else None)
     return _say_report(args, report)
 
 
@@ -107,6 +114,13 @@ def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:
     return [check for check in catalogue() if check.id in only or check.group in only]
 
 
+def _walks_s(args: Namespace) -> float:
+    """How long the stateful machine walks: where all is tried, unless something else is said."""
+    if args.budget is not None:
+        return float(args.budget)
+    return 0.0 if args.only or args.profile != "all" else _WALKS_S
+
+
 def _plan(args: Namespace, subject: Subject, checks: Sequence[Check], missing: InvalidState) -> int:
     """Say what would be run and why not; nothing is touched."""
     declared = subject.driver_class.capabilities
@@ -139,7 +153,6 @@ def _tell(check: Check, result: Result, *, quiet: bool) -> None:
 
 def _say_report(args: Namespace, report: Report) -> int:
     if args.out:
-        report.write(Path(args.out))
         _write_repros(args, report)
     if args.json:
         write_document(dict(report.document()))

@@ -18,6 +18,11 @@ def add_suite(words: Words, everywhere: argparse.ArgumentParser) -> None:
     )
     conform.add_argument("--known", metavar="FILE", help="what is known to fail, a TOML file")
     conform.add_argument("--keep", action="store_true", help="leave everything as it is where a check fails")
+    conform.add_argument(
+        "--budget", metavar="SECONDS", type=seconds, help="how long to walk in any order; 60 after all checks"
+    )
+    conform.add_argument("--seed", metavar="NUMBER", type=int, default=0, help="other walks")
+    conform.add_argument("--replay", metavar="TRACE", help="walk as this file of an earlier run has it")
     conform.add_argument("--explain", metavar="ID", help="say what a check does, and nothing else")
     conform.epilog = (
         "Without --destroy it says what would be run, and touches nothing. --config is the file of the\n"

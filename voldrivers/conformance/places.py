@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from voldrivers.base import Host
-from voldrivers.conformance.mounting import mounted
+from voldrivers.conformance.aids.mounting import mounted
 from voldrivers.conformance.subject import Filesystem, Place
 from voldrivers.conformance.verdicts import NotRun
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown

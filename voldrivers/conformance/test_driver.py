@@ -3,8 +3,8 @@
 import pytest
 
 from voldrivers.conformance.catalogue import catalogue
-from voldrivers.conformance.report import card
-from voldrivers.conformance.trial import Running
+from voldrivers.conformance.reports.report import card
+from voldrivers.conformance.trials.trial import Running
 from voldrivers.conformance.verdicts import Verdict
 
 _BAD = (Verdict.FAILED, Verdict.FIXED, Verdict.ERROR)

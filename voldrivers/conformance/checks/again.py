@@ -6,7 +6,7 @@ from functools import partial
 
 from voldrivers.abilities import Snapshots
 from voldrivers.capabilities import InUseExtend
-from voldrivers.conformance import direct
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import expect

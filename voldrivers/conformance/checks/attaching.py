@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from voldrivers.base import Completed
+from voldrivers.conformance.aids.copying import allowed
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.copying import allowed
 from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.errors import InvalidState, NotFound, NotSupported, VolDriverError
 from voldrivers.model import ConnectionInfo, Volume

@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 
 from voldrivers.abilities import Clones, Snapshots
-from voldrivers.conformance import direct
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import Broken, expect

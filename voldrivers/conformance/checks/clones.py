@@ -3,10 +3,10 @@
 from functools import partial
 from operator import methodcaller
 
+from voldrivers.conformance.aids.beside import check_settled, in_the_middle
+from voldrivers.conformance.aids.copying import check_kept, clone, take
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.beside import check_settled, in_the_middle
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.copying import check_kept, clone, take
 from voldrivers.errors import InvalidSize, NotSupported
 from voldrivers.model import Volume
 

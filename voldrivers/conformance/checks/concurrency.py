@@ -7,9 +7,16 @@ from operator import methodcaller
 from unittest.mock import patch
 
 from voldrivers.capabilities import InUseExtend
+from voldrivers.conformance.aids.beside import (
+    Act,
+    at_once,
+    beside,
+    check_settled,
+    expect_no_error,
+    in_the_middle,
+)
+from voldrivers.conformance.aids.blows import Blow, bring_to, fails, is_killed
 from voldrivers.conformance.bench import Bench, Everything
-from voldrivers.conformance.beside import Act, at_once, beside, check_settled, expect_no_error, in_the_middle
-from voldrivers.conformance.blows import Blow, bring_to, fails, is_killed
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Killed

@@ -4,10 +4,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from voldrivers.conformance.aids.blows import (
+    Blow,
+    bring_to,
+    check_grown,
+    check_halfway,
+    is_killed,
+    strike_all,
+)
+from voldrivers.conformance.aids.pending import leave_pending
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import Blow, bring_to, check_grown, check_halfway, is_killed, strike_all
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.pending import leave_pending
 from voldrivers.conformance.verdicts import expect
 from voldrivers.conformance.watch import Killed
 from voldrivers.model import Volume, VolumeStatus

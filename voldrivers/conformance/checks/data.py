@@ -3,9 +3,9 @@
 from functools import partial
 from math import lcm
 
+from voldrivers.conformance.aids.copying import allowed, check_kept, take
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.copying import allowed, check_kept, take
 from voldrivers.conformance.disk import STAMP_BYTES
 from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.model import Volume

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from voldrivers.capabilities import Capabilities, Condition
-from voldrivers.conformance import direct
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import Broken, expect

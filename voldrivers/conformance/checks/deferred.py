@@ -6,10 +6,10 @@ from datetime import timedelta
 from functools import partial
 from unittest.mock import patch
 
+from voldrivers.conformance.aids.blows import bring_to, check_grown, check_halfway
+from voldrivers.conformance.aids.pending import answering, asked, leave_pending, say
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import bring_to, check_grown, check_halfway
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.pending import answering, asked, leave_pending, say
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import (
     BackendError,

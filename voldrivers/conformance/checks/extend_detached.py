@@ -1,6 +1,6 @@
 """EXO: a detached volume is extended, and whoever attaches it then has all of it."""
 
-from voldrivers.conformance import direct
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
 from voldrivers.conformance.verdicts import expect

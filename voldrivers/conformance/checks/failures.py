@@ -5,8 +5,7 @@ from contextlib import suppress
 from functools import partial
 from unittest.mock import patch
 
-from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import (
+from voldrivers.conformance.aids.blows import (
     Blow,
     bring_to,
     check_grown,
@@ -15,6 +14,7 @@ from voldrivers.conformance.blows import (
     is_lost,
     strike_all,
 )
+from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import BackendError, InvalidSize, NoSpace, OutcomeUnknown, VolDriverError

@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+from voldrivers.conformance.aids.blows import bring_to
+from voldrivers.conformance.aids.pending import answering
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import bring_to
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.pending import answering
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import (
     BackendError,

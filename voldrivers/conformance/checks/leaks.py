@@ -8,10 +8,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from voldrivers.conformance.aids.blows import Blow, is_killed
+from voldrivers.conformance.aids.copying import allowed, clone, keeper, revert, take
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import Blow, is_killed
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.copying import allowed, clone, keeper, revert, take
 from voldrivers.conformance.verdicts import expect
 from voldrivers.conformance.watch import Killed
 from voldrivers.sizes import MiB

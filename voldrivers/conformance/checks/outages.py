@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from unittest.mock import patch
 
+from voldrivers.conformance.aids.blows import Blow, bring_to, check_grown, check_halfway, is_killed
+from voldrivers.conformance.aids.pending import asked
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import Blow, bring_to, check_grown, check_halfway, is_killed
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.pending import asked
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Killed
 from voldrivers.errors import NotFound, VolDriverError

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+from voldrivers.conformance.aids.blows import bring_to
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import bring_to
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import InvalidState, VolDriverError

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from voldrivers.conformance import direct
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.disk import STAMP_BYTES

@@ -3,9 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.copying import (
+from voldrivers.conformance.aids.copying import (
     Kept,
     allowed,
     check_kept,
@@ -15,6 +13,8 @@ from voldrivers.conformance.copying import (
     take,
     take_if_allowed,
 )
+from voldrivers.conformance.bench import Bench
+from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import InvalidInput, InvalidState, NotFound, NotSupported
 from voldrivers.model import Snapshot, SnapshotStatus, Volume

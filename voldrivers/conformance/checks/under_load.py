@@ -1,7 +1,7 @@
 """EXI and DAT: a volume is read and written without a pause while it, or one beside it, is extended."""
 
+from voldrivers.conformance.aids.beside import traffic
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.beside import traffic
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.model import Volume

@@ -1,7 +1,7 @@
 """What refuses a rule of the stateful machine, by the model: errors of which it must get one, or none."""
 
-from voldrivers.conformance.model import Known, Model, Target
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.walks.model import Known, Model, Target
+from voldrivers.conformance.walks.traces import Step
 from voldrivers.errors import InvalidSize, InvalidState, NotFound, NotSupported, VolDriverError
 
 Refusals = tuple[type[VolDriverError], ...]

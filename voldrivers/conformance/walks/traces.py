@@ -72,8 +72,8 @@ class Trace:
         title = f"{self.invariant}: {' '.join(self.text.split())}".replace("\\", "/").replace('"', "'")
         return (
             f'"""{title[:200]}"""\n\n'
-            f"{of_vendor}from voldrivers.conformance.machine import replay\n"
-            "from voldrivers.conformance.traces import Step\n\n"
+            f"{of_vendor}from voldrivers.conformance.walks.machine import replay\n"
+            "from voldrivers.conformance.walks.traces import Step\n\n"
             f"STEPS = [\n{steps}]\n\n\n"
             f"def test_{self.id.lower().replace('-', '_')}({'' if subject else 'subject'}):\n"
             f"    result = replay(STEPS, {f'{function}()' if subject else 'subject'})\n"

@@ -5,8 +5,8 @@ It knows no driver and looks at none.
 
 from dataclasses import dataclass, field
 
-from voldrivers.conformance.ground import Ground
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.walks.ground import Ground
+from voldrivers.conformance.walks.traces import Step
 
 #: So few that the rules meet.
 VOLUMES, SNAPSHOTS = 4, 3

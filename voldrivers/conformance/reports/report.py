@@ -12,14 +12,14 @@ from pathlib import Path
 
 from voldrivers.base import Driver
 from voldrivers.capabilities import Capabilities
-from voldrivers.conformance import matrix
-from voldrivers.conformance import page as pages
 from voldrivers.conformance.catalogue import Check, catalogue
-from voldrivers.conformance.environment import environment
-from voldrivers.conformance.evidence import Conformance, Evidence, conformance, evidence
-from voldrivers.conformance.junit import junit
-from voldrivers.conformance.packages import class_name, package
-from voldrivers.conformance.recorded import SCHEMA, recorded
+from voldrivers.conformance.reports import matrix
+from voldrivers.conformance.reports import page as pages
+from voldrivers.conformance.reports.environment import environment
+from voldrivers.conformance.reports.evidence import Conformance, Evidence, conformance, evidence
+from voldrivers.conformance.reports.junit import junit
+from voldrivers.conformance.reports.packages import class_name, package
+from voldrivers.conformance.reports.recorded import SCHEMA, recorded
 from voldrivers.conformance.verdicts import INVARIANTS, Result, Verdict
 
 #: The level of the catalogue.

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from voldrivers.conformance import memory
-from voldrivers.conformance.ground import Ground
 from voldrivers.conformance.memory import MemoryPlace
 from voldrivers.conformance.subject import Subject
+from voldrivers.conformance.walks.ground import Ground
 from voldrivers.memory import MemoryDriver, MemoryFileDriver
 
 

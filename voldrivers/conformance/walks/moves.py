@@ -9,10 +9,10 @@ from itertools import product
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from voldrivers.conformance.ground import Ground
-from voldrivers.conformance.model import ITSELF, SNAPSHOTS, VOLUMES, Model
-from voldrivers.conformance.rules import applies, believe, refusals
-from voldrivers.conformance.traces import Step, Value
+from voldrivers.conformance.walks.ground import Ground
+from voldrivers.conformance.walks.model import ITSELF, SNAPSHOTS, VOLUMES, Model
+from voldrivers.conformance.walks.rules import applies, believe, refusals
+from voldrivers.conformance.walks.traces import Step, Value
 
 Arguments = Mapping[str, Value]
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from voldrivers.conformance.catalogue import Check, catalogue
 from voldrivers.conformance.known import Known, judge
-from voldrivers.conformance.report import Report
+from voldrivers.conformance.reports.report import Report
 from voldrivers.conformance.runner import Kept, run_check
-from voldrivers.conformance.runs import Run, begun, default_runs
-from voldrivers.conformance.scratch import missing_key
 from voldrivers.conformance.subject import Subject
+from voldrivers.conformance.trials.runs import Run, begun, default_runs
+from voldrivers.conformance.trials.scratch import missing_key
 from voldrivers.conformance.verdicts import Overdue, Result
+from voldrivers.conformance.walks.machine import MachineOutcome, machine_checks, replay, run_machine
+from voldrivers.conformance.walks.traces import Trace
 from voldrivers.model import utc_now
 
 Tell = Callable[[Check, Result], None]
@@ -40,6 +42,11 @@ class Trial:
     #: Leave everything as it is where a check failed.
     keep: bool = False
     check_s: float = 600.0
+    #: How long the stateful machine walks after them, and what its walks are drawn from.
+    walks_s: float = 0.0
+    seed: int = 0
+    #: What is to walk instead of new walks.
+    trace: Trace | None = None
     #: How the run is started again.
     reproduce: str = ""
     #: Where runs are written down, for `voldrivers sweep`, and what of this one.
@@ -57,12 +64,40 @@ class Running:
     began_at: datetime = field(default_factory=utc_now)
     began: float = field(default_factory=time.monotonic)
     ended: list[tuple[Check, Result]] = field(default_factory=list)
+    outcome: MachineOutcome | None = None
 
     def try_out(self, check: Check) -> Result:
         """Run one check; what the driver raises is its result."""
-        noted, kept = replace(self.subject, intend=self.run.intend), Kept(self.run.directory, self.trial.keep)
         with _within(self.trial.check_s):
-            result = run_check(check, noted, self.run.id, kept)
+            result = run_check(check, self._noted, self.run.id, self._kept)
+        return self._end(check, result)
+
+    def walk(self) -> None:
+        """Have the stateful machine walk; what it finds are results of checks of their own."""
+        self.outcome = run_machine(
+            self._noted,
+            seed=self.trial.seed,
+            budget_s=self.trial.walks_s,
+            run_id=self.run.id,
+            kept=self._kept,
+        )
+        for check, result in zip(machine_checks(), self.outcome.results(), strict=True):
+            self._end(check, result)
+
+    def walk_again(self, trace: Trace) -> None:
+        """Walk as a trace has it."""
+        check = next(each for each in machine_checks() if trace.id.startswith(each.id))
+        self._end(check, replace(replay(trace, self._noted, self.run.id), id=check.id))
+
+    @property
+    def _noted(self) -> Subject:
+        return replace(self.subject, intend=self.run.intend)
+
+    @property
+    def _kept(self) -> Kept:
+        return Kept(self.run.directory, self.trial.keep)
+
+    def _end(self, check: Check, result: Result) -> Result:
         result = judge(result, self.trial.known, self.began_at.date())
         self.ended.append((check, result))
         self.trial.tell(check, result)
@@ -79,6 +114,7 @@ class Running:
             self.trial.reproduce,
             has_oracle=self.subject.oracle is not None,
             mode=self.subject.mode,
+            seed=self.trial.seed if self.outcome else None,
         )
 
 
@@ -96,12 +132,21 @@ def running(subject: Subject, trial: Trial) -> Iterator[Running]:
         yield Running(subject, trial, run)
 
 
-def check_driver(subject: Subject, trial: Trial) -> Report:
-    """Run checks on a driver, from the first to the last. Raises as `running`."""
+def check_driver(subject: Subject, trial: Trial, results: Path | None = None) -> Report:
+    """Run checks on a driver, from the first to the last; write what came of it. Raises as `running`."""
     with running(subject, trial) as going:
         for check in trial.checks:
             going.try_out(check)
-        return going.report()
+        if trial.trace is not None:
+            going.walk_again(trial.trace)
+        elif trial.walks_s:
+            going.walk()
+        report = going.report()
+    if results is not None:
+        report.write(results)
+        if going.outcome is not None:
+            going.outcome.write(results)
+    return report
 
 
 @contextmanager

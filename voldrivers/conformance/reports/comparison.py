@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from voldrivers.conformance.evidence import Conformance, Proof
-from voldrivers.conformance.recorded import Recorded
+from voldrivers.conformance.reports.evidence import Conformance, Proof
+from voldrivers.conformance.reports.recorded import Recorded
 from voldrivers.conformance.verdicts import Verdict
 
 _ABSENT = "not there"

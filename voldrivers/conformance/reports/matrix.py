@@ -9,10 +9,10 @@ from html import escape
 
 from voldrivers.base import Driver
 from voldrivers.capabilities import NAMES
-from voldrivers.conformance.evidence import Evidence, Proof, declaration, exceptions
-from voldrivers.conformance.packages import package
-from voldrivers.conformance.page import page, table
-from voldrivers.conformance.recorded import Recorded
+from voldrivers.conformance.reports.evidence import Evidence, Proof, declaration, exceptions
+from voldrivers.conformance.reports.packages import package
+from voldrivers.conformance.reports.page import page, table
+from voldrivers.conformance.reports.recorded import Recorded
 
 _NOTHING = "-"
 

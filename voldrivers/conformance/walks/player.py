@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from voldrivers.conformance import copying, rules
+from voldrivers.conformance.aids import copying
+from voldrivers.conformance.aids.blows import check_grown
+from voldrivers.conformance.aids.copying import Kept, allowed
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.blows import check_grown
-from voldrivers.conformance.copying import Kept, allowed
-from voldrivers.conformance.ground import ground_of
-from voldrivers.conformance.model import ITSELF, Model
-from voldrivers.conformance.traces import Step
 from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.walks import rules
+from voldrivers.conformance.walks.ground import ground_of
+from voldrivers.conformance.walks.model import ITSELF, Model
+from voldrivers.conformance.walks.traces import Step
 from voldrivers.errors import InvalidState, NoSpace, NotFound
 from voldrivers.model import Attachment, Volume
 from voldrivers.sizes import MiB

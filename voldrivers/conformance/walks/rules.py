@@ -6,10 +6,10 @@ All of it follows from the model. A rule that the model refuses is asked for all
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from voldrivers.conformance import refusing
-from voldrivers.conformance.model import ITSELF, Known, Model
-from voldrivers.conformance.refusing import Refusals
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.walks import refusing
+from voldrivers.conformance.walks.model import ITSELF, Known, Model
+from voldrivers.conformance.walks.refusing import Refusals
+from voldrivers.conformance.walks.traces import Step
 
 #: Makes a smaller size of a size and the granule.
 Smaller = Callable[[int, int], int]

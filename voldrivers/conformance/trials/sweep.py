@@ -9,8 +9,8 @@ from voldrivers.abilities import Snapshots
 from voldrivers.base import Driver
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.ending import take_away
-from voldrivers.conformance.runs import Intent, Run
 from voldrivers.conformance.subject import Subject
+from voldrivers.conformance.trials.runs import Intent, Run
 from voldrivers.errors import VolDriverError
 
 

@@ -1,10 +1,10 @@
 """What must hold after every step of the stateful machine, and at its end."""
 
-from voldrivers.conformance import copying
-from voldrivers.conformance.model import Known
-from voldrivers.conformance.player import Player
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.aids import copying
 from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.walks.model import Known
+from voldrivers.conformance.walks.player import Player
+from voldrivers.conformance.walks.traces import Step
 from voldrivers.model import Volume, VolumeStatus
 
 #: These change no byte of a detached volume, nor can they show one that is changed.

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, Level
-from voldrivers.conformance.double import double
-from voldrivers.conformance.fused import walk
-from voldrivers.conformance.ground import Ground, ground_of
-from voldrivers.conformance.packages import class_name
-from voldrivers.conformance.player import Player
+from voldrivers.conformance.reports.packages import class_name
 from voldrivers.conformance.runner import Kept, run_check
-from voldrivers.conformance.shrinking import Walk, shrunk
 from voldrivers.conformance.subject import Subject
-from voldrivers.conformance.traces import Step, Trace
 from voldrivers.conformance.verdicts import Result, Verdict
+from voldrivers.conformance.walks.double import double
+from voldrivers.conformance.walks.fused import walk
+from voldrivers.conformance.walks.ground import Ground, ground_of
+from voldrivers.conformance.walks.player import Player
+from voldrivers.conformance.walks.shrinking import Walk, shrunk
+from voldrivers.conformance.walks.traces import Step, Trace
 
 _BLAME = "a driver in RAM that declares the same fails on it too: look at what is declared, and at voldrivers"
 

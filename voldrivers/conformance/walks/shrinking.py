@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.walks.traces import Step
 
 Found = TypeVar("Found")
 Walk = tuple[Step, ...]

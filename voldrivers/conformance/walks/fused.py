@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
-from voldrivers.conformance.blows import bring_to, check_halfway
-from voldrivers.conformance.comparing import check_all, check_end
-from voldrivers.conformance.pending import answering, asked, leave_pending, say
-from voldrivers.conformance.player import Act, Player
-from voldrivers.conformance.rules import RULES, applies
-from voldrivers.conformance.traces import Step
+from voldrivers.conformance.aids.blows import bring_to, check_halfway
+from voldrivers.conformance.aids.pending import answering, asked, leave_pending, say
 from voldrivers.conformance.verdicts import Broken, expect
+from voldrivers.conformance.walks.comparing import check_all, check_end
+from voldrivers.conformance.walks.player import Act, Player
+from voldrivers.conformance.walks.rules import RULES, applies
+from voldrivers.conformance.walks.traces import Step
 from voldrivers.conformance.watch import Killed
 from voldrivers.errors import BackendError, InvalidInput, InvalidState, NoSpace, VolDriverError
 from voldrivers.model import Volume, VolumeStatus

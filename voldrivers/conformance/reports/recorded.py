@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from voldrivers.conformance.evidence import Conformance, Evidence, Proof
+from voldrivers.conformance.reports.evidence import Conformance, Evidence, Proof
 from voldrivers.errors import InvalidInput
 
 #: The form of report.json; a reader refuses another one.

@@ -12,14 +12,14 @@ from typing import Protocol
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, Level
-from voldrivers.conformance.ground import Ground
-from voldrivers.conformance.rules import RULES
 from voldrivers.conformance.runner import Kept
-from voldrivers.conformance.shrinking import Walk
 from voldrivers.conformance.subject import Subject
-from voldrivers.conformance.traces import Step, Trace
 from voldrivers.conformance.verdicts import INVARIANTS, NotRun, Result, Verdict
-from voldrivers.conformance.walking import Exploration, Failure, Walker, check_id
+from voldrivers.conformance.walks.ground import Ground
+from voldrivers.conformance.walks.rules import RULES
+from voldrivers.conformance.walks.shrinking import Walk
+from voldrivers.conformance.walks.traces import Step, Trace
+from voldrivers.conformance.walks.walking import Exploration, Failure, Walker, check_id
 from voldrivers.errors import InvalidInput, NotSupported
 
 _BATCH = 20
@@ -109,7 +109,7 @@ def replay(steps: Sequence[Step] | Trace, subject: Subject, run_id: str | None =
 
 
 class _Sample(Protocol):
-    """Makes walks: see `voldrivers.conformance.moves.sample`."""
+    """Makes walks: see `voldrivers.conformance.walks.moves.sample`."""
 
     def __call__(self, ground: Ground, *, number: int, steps: int, count: int) -> Sequence[Walk]:
         """Make them."""
@@ -117,7 +117,7 @@ class _Sample(Protocol):
 
 def _sampler() -> _Sample:
     try:
-        from voldrivers.conformance.moves import sample
+        from voldrivers.conformance.walks.moves import sample
     except ImportError as error:
         reason = "it needs hypothesis: pip install 'voldrivers[conformance]'"
         raise NotSupported("the stateful machine", reason) from error
@@ -139,4 +139,4 @@ def _outcome(run: Exploration, *trouble: Result) -> MachineOutcome:
 
 def _not_alone(_bench: Bench) -> None:
     """Walk from operation to operation in any order, and compare with a model after each."""
-    raise NotRun("the stateful machine is run as a whole: voldrivers.conformance.machine.run_machine")
+    raise NotRun("the stateful machine is run as a whole: voldrivers.conformance.walks.machine.run_machine")

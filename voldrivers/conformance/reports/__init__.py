@@ -1,0 +1,1 @@
+"""What a run found, written down and read back: the report, the proof of each capability, comparisons."""
