@@ -41,8 +41,9 @@ demo: setup  ## Extend a volume while a guest uses it
 lab: setup  ## Start virtual machines with real LVM, iSCSI and NFS; see docs/lab.md
 	.venv/bin/voldrivers lab up
 
-bench: setup  ## Print the figures: extend, start-up, listing, packages, the services, the lab
+bench: setup  ## Print the figures: extend, start-up, listing, packages, images, the services, the lab
 	$(PYTHON) tools/bench
+	$(PYTHON) tools/bench-image
 	$(PYTHON) tools/bench-service
 	$(PYTHON) tools/bench-lab
 	$(PYTHON) tools/bench-lvm

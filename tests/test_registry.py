@@ -248,6 +248,7 @@ def test_explains_every_key(tmp_path: Path) -> None:
     assert seen == {
         ("", "state_dir"): ("state", True),
         ("policy", "extend_attached"): ("false", True),
+        ("policy", "image_extend_attached"): ("false", False),
         ("policy", "deadline_s"): ("7", True),
         ("backend.fast", "driver"): ("acme", True),
         ("backend.fast", "directory"): ("/srv/acme", True),

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("process", "locks", "mounts", "filesystem", "sysfs", "brick", "plugins", "config", "registry", "memory"),
     ("lvm", "nfs", "host"),
     ("extend", "guests"),
-    ("conformance", "lab"),
+    ("images", "conformance", "lab"),
     ("api",),
     ("cli",),
 )
@@ -75,6 +75,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         "api.placebook",
         "api.volume.desk",
         "conformance.aids.beside",
+        "images.workers",
         "lab.channel",
         "lab.keeper",
     ),
@@ -86,6 +87,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         "api.volume.desk",
         "conformance.places",
         "conformance.aids.beside",
+        "images",
         "lab.states",
         "lab.keeper.service",
     ),
@@ -103,6 +105,7 @@ BORDERS = {
     "api.volume.desk",
     "cli",
     "conformance.runner",
+    "images.workers",
     "lab.keeper.service",
     "lab.keeper.__main__",
 }

@@ -12,6 +12,11 @@ class Policy:
     """The table `[policy]`: what the operator allows."""
 
     extend_attached: bool = option("whether a volume may be extended while it is attached", True)
+    # As glance_store's cinder_do_extend_attached, which is off as well.
+    image_extend_attached: bool = option(
+        "whether `image write` extends a volume that is full where it is attached, not detached meanwhile",
+        False,
+    )
     deadline_s: float = option(
         "seconds that an extend may take; requests to hosts expire then",
         300.0,

@@ -72,6 +72,10 @@ def _command(name: str) -> Callable[[Namespace], int]:
         from voldrivers.cli import lab
 
         return lab.COMMANDS[name]
+    if name.startswith("image_"):
+        from voldrivers.cli import images
+
+        return images.COMMANDS[name]
     if name in ("conform", "scratch_init", "sweep"):
         from voldrivers.cli import suite
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from voldrivers.cli.failures import MEANINGS
+from voldrivers.cli.imagewords import add_images
 from voldrivers.cli.output import write
 from voldrivers.cli.parsers import GUARD, Parser, Words, add, add_named, add_streaming, group, seconds
 from voldrivers.cli.suitewords import add_capabilities, add_suite
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_volume(group(words, "volume", "create, list, show, delete, manage volumes"), everywhere)
     _add_snapshot(group(words, "snapshot", "take, list, delete snapshots, and revert to one"), everywhere)
+    add_images(words, everywhere)
     _add_attaching(words, everywhere)
     _add_extending(words, everywhere)
     _add_looking(words, everywhere)

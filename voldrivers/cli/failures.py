@@ -94,14 +94,14 @@ def sentence(error: VolDriverError, volume: str | None) -> str:
     """Say what happened to which volume and what to do next; a note on the error replaces the hint."""
     _log.debug("the error came from here", exc_info=error)
     known = {"volume": volume or "VOLUME", "host": getattr(error, "host", "")}
-    hint = " ".join(getattr(error, "__notes__", ())) or _hint(error).format_map(known)
+    hint = "; ".join(getattr(error, "__notes__", ())) or _hint(error).format_map(known)
     return f"{named(str(error), volume)}; {hint}"
 
 
 def interruption(stopped: KeyboardInterrupt, volume: str | None) -> tuple[str, int]:
     """Say what is left behind, as the notes have it, and give the exit code."""
     recorded = f"whatever had begun is recorded: voldrivers resume {volume or ''}"
-    hint = " ".join(getattr(stopped, "__notes__", ())) or recorded
+    hint = "; ".join(getattr(stopped, "__notes__", ())) or recorded
     terminated = isinstance(stopped, Terminated)
     what = "terminated" if terminated else "interrupted"
     return f"{named(what, volume)}; {hint}", TERMINATED if terminated else INTERRUPTED

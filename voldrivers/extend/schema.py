@@ -96,4 +96,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Set by a client whose volume holds something that is whole: nobody may attach it for writing again.
     ("ALTER TABLE descriptions ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0",),
+    (
+        # The image that a volume holds: one in the state "writing" whose writer is gone is not whole.
+        """CREATE TABLE images (
+            volume_id TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+            state TEXT NOT NULL,
+            size_bytes INTEGER NOT NULL DEFAULT 0,
+            sha256 TEXT NOT NULL DEFAULT '',
+            md5 TEXT NOT NULL DEFAULT '',
+            at TEXT NOT NULL
+        ) STRICT""",
+    ),
 )

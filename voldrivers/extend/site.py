@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from voldrivers.model import (
 from voldrivers.process import marked
 
 Thing = TypeVar("Thing")
+#: Volumes that this thread keeps for itself over several operations, each with its site's directory of locks.
+_reserved: ContextVar[frozenset[tuple[Path, str]]] = ContextVar("reserved", default=frozenset())
 #: Those that follow from the attachments have nothing under way by themselves.
 _STEADY = (
     VolumeStatus.AVAILABLE,
@@ -101,6 +104,16 @@ class Site:
             yield self.store.volume(volume.id)
 
     @contextmanager
+    def reserved(self, name: str) -> Iterator[Volume]:
+        """As `working_on`, over several operations of this thread: they take the lock as theirs."""
+        with self.working_on(name) as volume:
+            token = _reserved.set(_reserved.get() | {(self.lock_dir, volume.id)})
+            try:
+                yield volume
+            finally:
+                _reserved.reset(token)
+
+    @contextmanager
     def locked(self, name: str) -> Iterator[Volume]:
         """Hold a volume's lock while a copy of it is made, and give it as it is then, as `working_on`."""
         volume = self.store.volume(name)
@@ -114,6 +127,9 @@ class Site:
         Whoever holds it while nothing is under way is about to let go of it, or only looks: that is worth
         `patience_s`.
         """
+        if (self.lock_dir, volume.id) in _reserved.get():
+            yield
+            return
         wait_s = self.patience_s if is_settled(volume) else 0.0
         with in_turn(self.lock_dir, f"volume-{volume.id}", volume.title, wait_s), marked(volume.id):
             yield
