@@ -39,10 +39,13 @@ def sizes(bench: Bench) -> None:
     volume = bench.create(bench.small + bench.step)
     larger = volume.size_bytes + bench.step
     wrong = (0, -1, -larger, None, "abc", str(larger), float(larger), float("nan"), True, 2**63, 2**64 + 1)
-    for size in wrong:
-        given: int = size  # type: ignore[assignment]  # what callers give in spite of it
-        _refused_size(bench, partial(bench.extend, volume, given))
-        _refused_size(bench, partial(bench.engine.create_volume, bench.name(), given))
+    with bench.unchanged("they were refused"):
+        for size in wrong:
+            given: int = size  # type: ignore[assignment]  # what callers give in spite of it
+            _refused_size(f"an extend to {size!r}", partial(bench.extend, volume, given))
+            _refused_size(
+                f"a new volume of {size!r}", partial(bench.engine.create_volume, bench.name(), given)
+            )
     bench.refused(lambda: bench.extend(volume, volume.size_bytes - bench.granule), InvalidSize)
     bench.check_agreed(volume, volume.size_bytes)
 
@@ -214,12 +217,15 @@ def _garbage(option: OptionHelp) -> object:
     return numbers.get(option.kind.partition(",")[0], "512" if "20G" in option.kind else "no such thing #")
 
 
-def _refused_size(bench: Bench, act: Callable[[], object]) -> None:
+def _refused_size(what: str, act: Callable[[], object]) -> None:
     """Have a size refused; a rule of the driver's own may raise anything."""
     try:
-        bench.refused(act, InvalidSize)
-    except (TypeError, ArithmeticError) as error:
-        raise Broken("I11", f"the size rule raises {type(error).__name__}: {error}") from error
+        answer = act()
+    except InvalidSize:
+        return
+    except (VolDriverError, TypeError, ArithmeticError) as error:
+        raise Broken("I11", f"{what} is {type(error).__name__}: {error}") from error
+    raise Broken("I11", f"{what} was not refused", answer=answer)
 
 
 def _check_text(error: VolDriverError, secrets: set[str], *names: str) -> None:
