@@ -27,7 +27,9 @@ _COMMAND = "PYTHONPATH=/project:/deps VOLDRIVERS_CONFIG=/etc/voldrivers/voldrive
 _IMAGE = "{ head -c 70000000 /dev/urandom; head -c 30000000 /dev/zero; echo end; } >/run/image"
 _IMAGE_BYTES = 100_000_004
 IN_PLACE = pytest.mark.parametrize(
-    "how", ["--extend-attached", "--no-extend-attached"], ids=["in place", "detached each time"]
+    "how",
+    ["--extend-attached", pytest.param("--no-extend-attached", marks=pytest.mark.full)],
+    ids=["in place", "detached each time"],
 )
 
 
@@ -77,7 +79,7 @@ class Machine:
 
 
 @IN_PLACE
-@pytest.mark.parametrize("kind", ["thick", "thin"])
+@pytest.mark.parametrize("kind", ["thick", pytest.param("thin", marks=pytest.mark.full)])
 def test_a_logical_volume_over_iscsi_gets_an_image(lab: Lab, how: str, kind: str) -> None:
     machine = Machine(lab, "storage")
     if kind == "thin":
@@ -93,6 +95,7 @@ def test_a_logical_volume_over_iscsi_gets_an_image(lab: Lab, how: str, kind: str
     machine.check_removed()
 
 
+@pytest.mark.full
 def test_a_group_that_is_full_leaves_an_image_that_is_not_whole(lab: Lab) -> None:
     machine = Machine(lab, "storage")
     machine.make(_LVM, "--option lvm_type=default")
@@ -119,6 +122,7 @@ def test_a_file_over_nfs_gets_an_image(two_hosts: Lab, how: str) -> None:
     machine.check_removed()
 
 
+@pytest.mark.full
 def test_an_export_that_becomes_full_leaves_an_image_that_is_not_whole(two_hosts: Lab) -> None:
     machine = Machine(two_hosts, "compute")
     machine.make(_NFS)
