@@ -69,7 +69,7 @@ def kernel(bench: Bench) -> None:
         expect(not complaints, "I12", f"the kernel of {place.host.name} complains", lines=complaints[:5])
 
 
-@check("LEK-005", "after a busy life all room is back", smoke=True)
+@check("LEK-005", "after a busy life all room is back")
 def room(bench: Bench) -> None:
     """Write, attach, extend, snapshot, clone and revert volumes, delete all, compare the free bytes."""
     free_bytes = bench.free_bytes()
