@@ -21,7 +21,8 @@ fail if it happened here, and what that leaves open, or why there is nothing. {c
 {partly} in part, {open} not at all.
 
 `EXI-001` and the like are checks of the [conformance suite](conformance.md), for everybody's drivers; [this
-table](kill-table.md) has what each of them says. Tests whose file ends in `_lab.py` need the [lab](lab.md);
+table](kill-table.md) has what each of them says. `MAC-001` and the like are what its stateful machine looks
+at after every step, in any order of operations. Tests whose file ends in `_lab.py` need the [lab](lab.md);
 those in `tests/inside` are run in one of its machines. LP is a bug at Launchpad
 (`https://bugs.launchpad.net/bugs/NUMBER`); a path without a project is one in cinder 29.0.0, nova 34.0.0 or
 os-brick 7.1.1.

@@ -8,8 +8,9 @@ from scenarios import CHECKOUT, FILE, read, troubles
 
 from voldrivers import process
 from voldrivers.conformance import catalogue
+from voldrivers.conformance.walks.machine import machine_checks
 
-CHECKS = frozenset(check.id for check in catalogue())
+CHECKS = frozenset(check.id for check in (*catalogue(), *machine_checks()))
 
 
 def test_every_scenario_is_found_by_something_that_exists_or_says_why_not() -> None:
@@ -21,6 +22,7 @@ def test_every_scenario_is_found_by_something_that_exists_or_says_why_not() -> N
     [
         ("[S56]", "[S57]", "not S1 to S56 in order: ['S56', 'S57']"),
         ("EXI-090", "EXI-999", "S4: there is no EXI-999"),
+        ("MAC-014", "MAC-015", "S14: there is no MAC-015"),
         ("test_engine_faults.py::test_a_bug", "test_engine_faults.py::test_no_bug", "S3: there is no tests/"),
         ("tests/test_clients.py::", "tests/test_customers.py::", "S16: there is no tests/test_customers.py"),
         ("tests/test_compute_face.py::test_a_late", "tests::test_a_late", "S44: there is no tests::test_a_"),
