@@ -150,7 +150,7 @@ def files(tmp_path: Path) -> RealSite:
 def test_a_file_gets_any_image_and_stays_what_it_is(files: RealSite, kind: Kind, in_place: bool) -> None:
     files.create(kind)
     files.attach(None)
-    content = noise(20 * MiB) + bytes(20 * MiB) + noise(777)
+    content = noise(20 * MiB) + bytes(80 * MiB) + noise(777)  # more than is read ahead
     written = write(files, content, in_place=in_place)
     assert (written.extends > 0, written.attaches > 0) == (True, not in_place)
     assert read(files) == content
