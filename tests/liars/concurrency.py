@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -115,9 +116,11 @@ class KeepsTheLock(Engine):
         stack = ExitStack()
         self.held.append(stack)
         volume = self.volume(name)
-        stack.enter_context(self.site.exclusively(replace(volume, id=f"extend-{volume.id}")))
+        held = self.site.exclusively(replace(volume, id=f"extend-{volume.id}"))
+        aside = copy_context()  # what is never let go of marks no later program of the tests
+        aside.run(stack.enter_context, held)
         extend = super().extend(name, size_bytes, wait=wait)
-        stack.close()
+        aside.run(stack.close)
         return extend
 
 
