@@ -153,6 +153,74 @@ def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> N
     assert (code, "LIF-002 KNOWN" in said, "they are old (ACME-1)" in said) == (4, True, True)
 
 
+@pytest.mark.parametrize(
+    "does", ["sys.exit(0)", "raise Finding('it is better than that')", "raise NotRun('no')"]
+)
+@pytest.mark.parametrize("where", ["extend_volume(self, volume, size)", "list_volumes(self)"])
+def test_no_driver_ends_the_run_nor_speaks_for_the_suite(
+    vendor: Vendor, tmp_path: Path, does: str, where: str
+) -> None:
+    (tmp_path / "clever.py").write_text(
+        "import sys\n"
+        "from acme.driver import AcmeDriver\n"
+        "from voldrivers.conformance.verdicts import Finding, NotRun\n"
+        "class Clever(AcmeDriver):\n"
+        f"    def {where}:\n"
+        f"        {does}\n"
+    )
+    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
+    vendor.mark()
+    chosen = ("--only", "EXO-001", "--out", str(vendor.results))
+    code, said = vendor.destroy(*chosen, driver="clever:Clever")
+    if where.startswith("extend"):
+        assert (code, "no error of voldrivers: " in said) == (1, True), said
+    else:  # there is no bench without a list
+        assert code != 0, said
+    assert vendor.verdicts()["EXO-001"] not in ("PASS", "FINDING")
+
+
+def test_a_driver_that_tells_its_secret_does_not_get_it_into_the_results(
+    vendor: Vendor, tmp_path: Path
+) -> None:
+    (tmp_path / "chatty.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from acme.driver import AcmeDriver, AcmeOptions\n"
+        "from voldrivers.errors import BackendError\n"
+        "from voldrivers.options import option\n"
+        "@dataclass(frozen=True)\n"
+        "class Options(AcmeOptions):\n"
+        "    credential: str = option('what the box wants to hear', '', secret=True)\n"
+        "class Chatty(AcmeDriver):\n"
+        "    options_type = Options\n"
+        "    def extend_volume(self, volume, size):\n"
+        "        raise BackendError(volume.title, f'{self.options.credential} was refused')\n"
+    )
+    text = (EXAMPLE / "conform.toml").read_text()
+    (tmp_path / "chatty.toml").write_text(
+        text.replace("capacity", 'credential = "env:CREDENTIAL"\ncapacity', 1)
+    )
+    vendor.environment["PYTHONPATH"] += f":{tmp_path}:{EXAMPLE}"
+    vendor.environment["CREDENTIAL"] = "sesame"
+    vendor.mark()
+    words = ("--config", str(tmp_path / "chatty.toml"), "--destroy", str(vendor.box), "--budget", "3")
+    chosen = ("--only", "EXO-001", "--only", "BAD-008", "--out", str(vendor.results))
+    code, said = vendor.run("conform", "chatty:Chatty", *words, *chosen)
+    assert (code, "(hidden) was refused" in said, "sesame" in said) == (1, True, False), said
+    written = [path for path in vendor.results.rglob("*") if path.is_file()]
+    assert not [path for path in written if "sesame" in path.read_text()]
+
+
+def test_results_that_cannot_be_written_are_told_before_the_run(vendor: Vendor, tmp_path: Path) -> None:
+    vendor.mark()
+    (tmp_path / "taken").touch()
+    code, said = vendor.destroy(*QUICK, "--out", str(tmp_path / "taken"))
+    assert (code, said.partition(";")[0]) == (
+        3,
+        f"voldrivers: results {tmp_path / 'taken'}: cannot be written: File exists",
+    )
+    assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
 def test_a_walk_that_breaks_something_can_be_walked_again(vendor: Vendor, tmp_path: Path) -> None:
     """A driver whose volumes are shorter than it says is found on the way, and again by its trace."""
     (tmp_path / "short.py").write_text(
@@ -226,6 +294,38 @@ def test_an_interrupted_run_leaves_nothing_or_says_how_to_sweep_it_up(vendor: Ve
         assert f"take away what it has left: voldrivers sweep --run {vendor.runs[0]}" in said
         vendor.run("sweep", "--run", vendor.runs[0])
     assert (vendor.files, vendor.runs) == ([".scratch"], [])
+
+
+def test_a_run_is_swept_up_in_its_own_pool_only(vendor: Vendor, tmp_path: Path) -> None:
+    """Where the file leads elsewhere by now nothing would be found, and the run must not be forgotten."""
+    vendor.mark()
+    (tmp_path / "killing.py").write_text(
+        "import os\n"
+        "from acme.driver import AcmeDriver\n"
+        "class Killing(AcmeDriver):\n"
+        "    def extend_volume(self, volume, size):\n"
+        "        if 'SPARE' not in os.environ:\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return super().extend_volume(volume, size)\n"
+    )
+    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
+    assert vendor.destroy("--only", "EXO-001", driver="killing:Killing")[0] == -9
+    left, (run,) = vendor.files, vendor.runs
+    vendor.environment |= {"SPARE": "1", "ACME_BOX": str(tmp_path / "other")}
+    (tmp_path / "other").mkdir()
+    for words in (("--dry-run",), ()):
+        code, said = vendor.run("sweep", *words)
+        assert (code, f"must be {vendor.box}" in said) == (5, True), said
+    assert (vendor.files, vendor.runs) == (left, [run])
+    damaged = vendor.state / "voldrivers/runs/damaged"
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{")
+    vendor.environment["ACME_BOX"] = str(vendor.box)
+    code, said = vendor.run("sweep")
+    assert (code, f"file {damaged / 'run.json'}: cannot be read" in said) == (3, True), said
+    (damaged / "run.json").unlink()
+    assert vendor.run("sweep")[0] == 0
+    assert vendor.files == [".scratch"]
 
 
 def test_pytest_runs_the_same_checks(vendor: Vendor) -> None:

@@ -1,6 +1,7 @@
 """The suite on a real driver: files in a directory, this machine's QEMU, and a look past both."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from realsite import mounted
 
 from voldrivers.base import Driver, Run
 from voldrivers.conformance import Subject, Verdict, catalogue
+from voldrivers.conformance.aids.mounting import mounted as filesystem_on
 from voldrivers.conformance.catalogue import Check
 from voldrivers.conformance.places import GuestPlace
 from voldrivers.conformance.runner import run_check
@@ -19,7 +21,7 @@ from voldrivers.nfs.driver import NFSDriver
 from voldrivers.nfs.options import NFSOptions
 from voldrivers.nfs.oracle import ShareOracle
 from voldrivers.process import run
-from voldrivers.sizes import GiB
+from voldrivers.sizes import GiB, MiB
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,3 +90,19 @@ REST = [pytest.param(check, marks=pytest.mark.full) for check in catalogue() if 
 def test_files_in_a_directory(subject: Subject, check: Check) -> None:
     result = run_check(check, subject)
     assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE, Verdict.NOT_RUN), result
+
+
+@pytest.mark.needs("e2fsck", "resize2fs", "losetup")
+def test_a_file_system_grows_however_slow_the_driver_is(tmp_path: Path) -> None:
+    """Mounted a second after it was made or checked, resize2fs refuses it as not checked since."""
+    medium = tmp_path / "medium"
+    with medium.open("wb") as file:
+        file.truncate(16 * MiB)
+    with filesystem_on(run, medium, fresh=True) as made:
+        made.write("before", MiB)
+    os.truncate(medium, 48 * MiB)
+    time.sleep(1.1)
+    with filesystem_on(run, medium, fresh=False) as grown:
+        grown.grow(online=False)
+        grown.check("before")
+        assert grown.size_bytes() > 40 * MiB

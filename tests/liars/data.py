@@ -31,6 +31,16 @@ class Scrambling(MemoryDriver):
         return super().extend_volume(volume, new_size_bytes)
 
 
+class Flipping(MemoryDriver):
+    """Flips a byte far from where anybody looks when it extends."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        for offset, word in self.array.written.get(volume.id, {}).items():
+            if len(word) > 2**16:  # a piece that was written as a whole
+                self.array.written[volume.id][offset] = f"{word[:24690]}00{word[24692:]}"
+        return super().extend_volume(volume, new_size_bytes)
+
+
 class Uncleared(MemoryDriver):
     """Gives a new volume the bytes of a deleted one."""
 
@@ -128,6 +138,7 @@ class GrowsTheSnapshotToo(MemoryDriver):
 LIARS = [
     lying_driver(Forgetful, "DAT-001"),
     lying_driver(Scrambling, "DAT-002"),
+    lying_driver(Flipping, "DAT-002"),
     lying_driver(Uncleared, "DAT-003"),
     lying_driver(UnclearedTail, "DAT-003"),
     lying_driver(Aliasing, "DAT-005"),

@@ -18,7 +18,7 @@ __all__ = ["EXIT_CODES", "HINTS", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and give its exit code: see `failures.MEANINGS`."""
     prepare()
-    args = Namespace(volume=None)
+    args = Namespace(volume=None, command=None)
     try:
         with _stopped_by_sigterm():
             args = arguments.read(sys.argv[1:] if argv is None else argv)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except Exception as error:  # noqa: BLE001 - the last door: a person never sees a traceback unasked
         complain(failures.bug(error, args.volume))
-        return failures.BUG
+        return failures.bug_code(args.command)
 
 
 @contextmanager
@@ -60,6 +60,10 @@ def _run(args: Namespace) -> int:
     arguments.check(args)
     try:
         return _command(args.command)(args)
+    except (
+        SystemExit
+    ) as end:  # a vendor's driver has no say in how a command ends, least of all that it went well
+        raise RuntimeError(f"something in it called exit({end.code!r})") from end
     except ModuleNotFoundError as error:
         from voldrivers.plugins import missing_library
 

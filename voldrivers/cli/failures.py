@@ -22,6 +22,8 @@ from voldrivers.errors import (
 _log = logging.getLogger(__name__)
 
 OK, BUG, USAGE, STALE, INTERRUPTED, TERMINATED = 0, 1, 2, 10, 130, 143
+#: `conform` could not judge.
+SUITE_FAILED = 2
 
 
 class Terminated(KeyboardInterrupt):
@@ -114,6 +116,11 @@ def bug(error: Exception, volume: str | None) -> str:
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     what = f"a mistake in voldrivers: {type(error).__name__}: {error}{where}"
     return f"{named(what, volume)}; please report it with what `voldrivers -v` prints"
+
+
+def bug_code(command: str | None) -> int:
+    """Give the exit code of a mistake in voldrivers: of the suite 1 would say that the driver is bad."""
+    return SUITE_FAILED if command == "conform" else BUG
 
 
 def named(text: str, volume: str | None) -> str:

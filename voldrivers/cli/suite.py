@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from voldrivers.cli.failures import exit_code
 from voldrivers.cli.output import complain, table, write_document, write_lines
 from voldrivers.cli.subjects import find_driver, find_oracle, open_subject
 from voldrivers.conformance import Check, Result, Subject, Verdict, catalogue
@@ -16,13 +17,13 @@ from voldrivers.conformance.known import read_known
 from voldrivers.conformance.reports.evidence import Conformance
 from voldrivers.conformance.reports.report import Report, card
 from voldrivers.conformance.trials.config import read_config
-from voldrivers.conformance.trials.runs import default_runs, one_of, runs_in
+from voldrivers.conformance.trials.runs import Run, default_runs, one_of, runs_in
 from voldrivers.conformance.trials.scratch import init, missing_key
-from voldrivers.conformance.trials.sweep import left_of, sweep
+from voldrivers.conformance.trials.sweep import check_pool, left_of, sweep
 from voldrivers.conformance.trials.trial import Trial, check_driver
 from voldrivers.conformance.walks.machine import machine_checks
 from voldrivers.conformance.walks.traces import read_trace
-from voldrivers.errors import InvalidInput, InvalidState
+from voldrivers.errors import InvalidInput, InvalidState, VolDriverError
 from voldrivers.model import utc_now
 from voldrivers.process import run
 from voldrivers.sizes import format_size
@@ -92,15 +93,28 @@ def sweep_runs(args: Namespace) -> int:
         before = utc_now() - timedelta(seconds=args.older_than or 0)
         chosen = [each for each in runs_in(runs) if not each.is_running and each.began <= before]
     left: dict[str, Sequence[str]] = {}
+    codes = []
     for each in chosen:
-        facts = each.facts
-        config, kind = read_config(Path(facts["config"])), find_driver(facts["driver"], facts["directory"])
-        with open_subject(kind, config) as subject:
-            left[each.id] = (left_of if args.dry_run else sweep)(each, subject)
+        try:
+            left[each.id] = _swept(each, left_of if args.dry_run else sweep)
+        except VolDriverError as error:  # what keeps one run from being swept up does not keep the others
+            complain(f"run {each.id}: {error}; nothing of it was touched, sweep again")
+            codes.append(exit_code(error))
     what = "there is" if args.dry_run else "left all the same:"
     lines = [f"run {each}: {what} {', '.join(found) or 'nothing'}" for each, found in left.items()]
-    write_lines(lines or ["no runs that were killed"])
-    return 8 if any(left.values()) and not args.dry_run else 0
+    write_lines(lines or ([] if codes else ["no runs that were killed"]))
+    if any(left.values()) and not args.dry_run:
+        codes.append(8)
+    return codes[0] if codes else 0
+
+
+def _swept(run: Run, act: Callable[[Run, Subject], Sequence[str]]) -> Sequence[str]:
+    """Sweep up after a run, or only look, with the driver and the file that it had."""
+    facts = run.facts
+    config, kind = read_config(Path(facts["config"])), find_driver(facts["driver"], facts["directory"])
+    with open_subject(kind, config) as subject:
+        check_pool(run, subject)
+        return act(run, subject)
 
 
 def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:

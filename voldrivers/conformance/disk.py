@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from voldrivers.conformance.subject import Place
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.model import Attachment, Volume
+from voldrivers.sizes import MiB
 
 #: A stamp is as long as the smallest block.
 STAMP_BYTES = 512
+#: A volume that is filled is written in pieces of so many bytes.
+_PIECE_BYTES = MiB
 
 
 @dataclass
@@ -57,24 +60,40 @@ class Disk:
         offsets = probes(self.size_bytes)
         self._stamp([offsets[{"first": 0, "middle": len(offsets) // 2, "last": -1}[where]]])
 
+    def fill(self) -> None:
+        """Write to every block of what is there now."""
+        self.stamps.generation += 1
+        self.stamps.written.clear()
+        for begin in range(0, self.size_bytes, _PIECE_BYTES):
+            offsets = range(begin, min(begin + _PIECE_BYTES, self.size_bytes), STAMP_BYTES)
+            self.write(begin, b"".join(map(self._text, offsets)))
+
     def _stamp(self, offsets: Sequence[int]) -> None:
         self.stamps.generation += 1
         for offset in offsets:
-            text = f"{self.volume.id} {offset} {self.stamps.generation} ".encode()
-            self.write(offset, (text * STAMP_BYTES)[:STAMP_BYTES])
+            self.write(offset, self._text(offset))
+
+    def _text(self, offset: int) -> bytes:
+        text = f"{self.volume.id} {offset} {self.stamps.generation} ".encode()
+        return (text * STAMP_BYTES)[:STAMP_BYTES]
 
     def check(self) -> None:
         """Read back every stamp, and zeros in some other places."""
         for offset, content in self.stamps.written.items():
-            found = self.read(offset)
-            expect(found == content, "I4", f"the block at {offset} is not what was written", found=found[:40])
+            found = self.read(offset, len(content))
+            if found != content:
+                blocks = range(0, len(content), STAMP_BYTES)
+                at = next(i for i in blocks if found[i:][:STAMP_BYTES] != content[i:][:STAMP_BYTES])
+                text = f"the block at {offset + at} is not what was written"
+                raise Broken("I4", text, found=found[at : at + 40])
         self.check_zeros(0, self.size_bytes)
 
     def check_zeros(self, first_bytes: int, end_bytes: int) -> None:
         """Read zeros where nothing was written, at both ends and in between."""
         for offset in probes(end_bytes - first_bytes):
             at = first_bytes + offset
-            if all(abs(at - each) >= STAMP_BYTES for each in self.stamps.written):
+            written = self.stamps.written.items()
+            if all(at + STAMP_BYTES <= each or each + len(content) <= at for each, content in written):
                 found = self.read(at)
                 expect(not any(found), "I4", f"there are no zeros at {at}", found=found[:40])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, catalogue
+from voldrivers.conformance.hiding import hidden
 from voldrivers.conformance.subject import Subject
 from voldrivers.conformance.verdicts import Broken, Finding, NotRun, Overdue, Result, Verdict
 from voldrivers.errors import VolDriverError
@@ -52,7 +53,8 @@ def run_check(check: Check, subject: Subject, run_id: str | None = None, kept: K
         )
     calls = tuple(str(call) for bench in benches for call in bench.watch.calls[-_TRACE:])
     told = calls if verdict in (Verdict.FAILED, Verdict.ERROR) else ()
-    return Result(check.id, verdict, time.monotonic() - began, text, invariant, readings, told)
+    result = Result(check.id, verdict, time.monotonic() - began, text, invariant, readings, told)
+    return hidden(result, subject)
 
 
 @contextmanager
@@ -81,16 +83,22 @@ def _run(check: Check, bench: Bench, benches: list[Bench]) -> None:
 def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str, str, Mapping[str, object]]:
     try:
         act()
-    except NotRun as reason:
-        return Verdict.NOT_RUN, str(reason), "", {}
-    except (Broken, Overdue, Finding) as said:
-        verdict = Verdict.FINDING if isinstance(said, Finding) else Verdict.FAILED
+    except (Broken, Overdue) as said:
         text = "; ".join([said.text, *getattr(said, "__notes__", [])])
-        return verdict, text, said.invariant, said.readings
+        return Verdict.FAILED, text, said.invariant, said.readings
     except VolDriverError as error:
         return Verdict.FAILED, f"{type(error).__name__}: {error}", "I9", {}
-    except Exception as error:  # noqa: BLE001 - a driver may raise anything, and the next check must run
-        if any(error is bench.watch.foreign_error for bench in benches):
-            return Verdict.FAILED, f"no error of voldrivers: {type(error).__name__}: {error}", "I11", {}
-        return Verdict.ERROR, "".join(traceback.format_exception(error)[-3:]), "", {}
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a driver may raise all, the next check must run
+        return _other(error, benches)
     return Verdict.PASSED, "; ".join(text for bench in benches for text in bench.told), "", {}
+
+
+def _other(error: BaseException, benches: list[Bench]) -> tuple[Verdict, str, str, Mapping[str, object]]:
+    """Judge by an error of the suite or of nobody; from a driver the suite's own words count for nothing."""
+    if any(error is bench.watch.foreign_error for bench in benches):
+        return Verdict.FAILED, f"no error of voldrivers: {type(error).__name__}: {error}", "I11", {}
+    if isinstance(error, NotRun):
+        return Verdict.NOT_RUN, str(error), "", {}
+    if isinstance(error, Finding) and benches:  # without a bench nothing has been looked at
+        return Verdict.FINDING, error.text, error.invariant, error.readings
+    return Verdict.ERROR, "".join(traceback.format_exception(error)[-3:]), "", {}

@@ -97,7 +97,7 @@ class Watch:
             raise
         except (Killed, Broken):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             answer = f"{type(error).__name__}: {error}"
             self.foreign_error = error
             raise

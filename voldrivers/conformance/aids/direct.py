@@ -1,17 +1,15 @@
 """Calls of the driver past the engine: what the engine would never ask for, or would set right."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from voldrivers.conformance.bench import Bench
+from voldrivers.conformance.hiding import SECRET, secret_options
 from voldrivers.conformance.verdicts import expect
 from voldrivers.errors import OutcomeUnknown, VolDriverError
 from voldrivers.model import ConnectionInfo, Connector, Volume
 from voldrivers.options import read_options
-
-SECRET = re.compile(r"passw|passphrase|secret|token|private|api_?key", re.IGNORECASE)
 
 
 def options(bench: Bench) -> object:
@@ -74,5 +72,7 @@ def lost_answer(bench: Bench, method: str, error: VolDriverError | None = None) 
 
 def secrets(bench: Bench, info: ConnectionInfo | None) -> set[str]:
     """Name what nobody may see: secrets among the driver's options, and those that a host logs in with."""
-    given = {**bench.subject.options, **(info.properties if info else {})}
-    return {str(value) for name, value in given.items() if value and SECRET.search(name)}
+    given = info.properties.items() if info else ()
+    return secret_options(bench.subject) | {
+        str(value) for name, value in given if value and SECRET.search(name)
+    }

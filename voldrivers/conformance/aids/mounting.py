@@ -67,6 +67,8 @@ class Mounted:
             self.run(["e2fsck", "-f", "-n", self.device], timeout_s=_TIMEOUT_S)
         except CommandFailed as error:
             raise OSError(f"e2fsck: {error}") from error
+        # resize2fs 1.47.0 wants a check that is written down after the last mount, a second later or more.
+        self.run(["e2fsck", "-f", "-p", self.device], timeout_s=_TIMEOUT_S)
         self.run(["resize2fs", self.device], timeout_s=_TIMEOUT_S)
         self.mount()
 

@@ -27,9 +27,13 @@ def detached(bench: Bench) -> None:
 
 @check("DAT-002", "no operation changes a byte, anywhere in the volume")
 def whole_size(bench: Bench) -> None:
-    """Stamp all over, extend, snapshot, restart, extend in use; read everything after each of them."""
-    volume = bench.create()
+    """Stamp one all over, fill another one; extend, snapshot, restart, extend in use; read after each."""
+    volume, full = bench.create(), bench.create()
     _stamp_all_over(bench, volume)
+    with bench.opened(full) as disk:
+        disk.fill()
+    bench.extend(full, full.size_bytes + bench.step)
+    bench.check_data(full)
     bench.extend(volume, bench.now(volume).size_bytes + bench.step)
     _stamp_all_over(bench, volume)
     if bench.declared.snapshots:
@@ -39,11 +43,13 @@ def whole_size(bench: Bench) -> None:
         bench.check_data(volume)
     bench.restart()
     if bench.declared.declares("in_use_extend"):
-        bench.attach(volume)
-        size_bytes = bench.now(volume).size_bytes + bench.step
-        allowed(bench, lambda: bench.extend(volume, size_bytes), "in_use_extend")
+        for each in (volume, full):
+            bench.attach(each)
+            size_bytes = bench.now(each).size_bytes + bench.step
+            allowed(bench, partial(bench.extend, each, size_bytes), "in_use_extend")
     _stamp_all_over(bench, volume)
     bench.check_data(volume)
+    bench.check_data(full)
 
 
 @check(

@@ -10,6 +10,7 @@ from voldrivers.capabilities import Capabilities, Condition
 from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import check
+from voldrivers.conformance.hiding import SECRET
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.conformance.watch import methods
 from voldrivers.options import check_options, explain
@@ -103,7 +104,7 @@ def options_are_typed(bench: Bench) -> None:
         hints = get_type_hints(options_type)
         for field in fields(options_type):
             expect("meaning" in field.metadata, "I9", f"{name}.{field.name} was not made by option()")
-            looks_secret = direct.SECRET.search(field.name) and hints[field.name] in (str, str | None)
+            looks_secret = SECRET.search(field.name) and hints[field.name] in (str, str | None)
             hidden = field.metadata["secret"] and not field.repr
             expect(hidden or not looks_secret, "I11", f"{name}.{field.name} is not marked as secret")
         problems = check_options(options_type, {"no_such_option": 1}, name).problems

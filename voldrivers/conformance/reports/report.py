@@ -9,6 +9,7 @@ from functools import cached_property
 from html import escape
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from voldrivers.base import Driver
 from voldrivers.capabilities import Capabilities
@@ -21,6 +22,7 @@ from voldrivers.conformance.reports.junit import junit
 from voldrivers.conformance.reports.packages import class_name, package
 from voldrivers.conformance.reports.recorded import SCHEMA, recorded
 from voldrivers.conformance.verdicts import INVARIANTS, Result, Verdict
+from voldrivers.errors import InvalidInput
 
 #: The level of the catalogue.
 LEVEL = "2026.1"
@@ -125,6 +127,15 @@ class Report:
         _write(directory / "report.html", page(self))
         cases = junit(f"voldrivers conformance {LEVEL}", self.rows, self.seconds)
         cases.write(directory / "junit.xml", encoding="utf-8", xml_declaration=True)
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory of the results, before hours of work are for nothing. Raises InvalidInput."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise InvalidInput(f"results {directory}", f"cannot be written: {error.strerror}") from error
 
 
 def page(report: Report) -> str:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from voldrivers import process
-from voldrivers.errors import InvalidState, NotFound
+from voldrivers.errors import InvalidInput, InvalidState, NotFound
 from voldrivers.model import Connector, Snapshot, Volume, utc_now
 
 #: What makes something, by the driver's method, and what is made.
@@ -62,8 +62,12 @@ class Run:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What it said of itself when it began."""
-        found: Mapping[str, str] = json.loads((self.directory / "run.json").read_text())
+        """What it said of itself when it began. Raises InvalidInput for a damaged file."""
+        path = self.directory / "run.json"
+        try:
+            found: Mapping[str, str] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"file {path}", f"cannot be read: {error}") from error
         return found
 
     @property

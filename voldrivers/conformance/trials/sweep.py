@@ -9,9 +9,9 @@ from voldrivers.abilities import Snapshots
 from voldrivers.base import Driver
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.ending import take_away
-from voldrivers.conformance.subject import Subject
+from voldrivers.conformance.subject import Marks, Subject
 from voldrivers.conformance.trials.runs import Intent, Run
-from voldrivers.errors import VolDriverError
+from voldrivers.errors import InvalidState, VolDriverError
 
 
 def left_of(run: Run, subject: Subject) -> Sequence[str]:
@@ -22,6 +22,14 @@ def left_of(run: Run, subject: Subject) -> Sequence[str]:
         listed |= {f"snapshot {each}" for each in driver.list_snapshots() if each.startswith(run.id)}
     seen = subject.oracle.objects() if subject.oracle else ()
     return sorted(listed | {each for each in seen if run.id in each})
+
+
+def check_pool(run: Run, subject: Subject) -> None:
+    """Refuse to look for what a run has left in another pool than it worked on. Raises InvalidState."""
+    pools = [subject.pool, subject.oracle.pool] if isinstance(subject.oracle, Marks) else [subject.pool]
+    for pool in pools:
+        if pool != run.facts.get("pool", pool):
+            raise InvalidState(f"pool {pool}", f"not the one that run {run.id} worked on", run.facts["pool"])
 
 
 def sweep(run: Run, subject: Subject) -> Sequence[str]:

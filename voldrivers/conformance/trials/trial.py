@@ -12,7 +12,7 @@ from pathlib import Path
 
 from voldrivers.conformance.catalogue import Check, catalogue
 from voldrivers.conformance.known import Known, judge
-from voldrivers.conformance.reports.report import Report
+from voldrivers.conformance.reports.report import Report, prepare
 from voldrivers.conformance.runner import Kept, run_check
 from voldrivers.conformance.subject import Subject
 from voldrivers.conformance.trials.runs import Run, begun, default_runs
@@ -128,13 +128,15 @@ def running(subject: Subject, trial: Trial) -> Iterator[Running]:
     driver = subject.make(subject.driver_class, subject.run)
     if missing := missing_key(driver, subject.oracle, subject.pool, trial.destroy):
         raise missing
-    with begun(trial.runs, secrets.token_hex(4), trial.facts) as run:
+    with begun(trial.runs, secrets.token_hex(4), {**trial.facts, "pool": subject.pool}) as run:
         yield Running(subject, trial, run)
 
 
 def check_driver(subject: Subject, trial: Trial, results: Path | None = None) -> Report:
     """Run checks on a driver, from the first to the last; write what came of it. Raises as `running`."""
     with running(subject, trial) as going:
+        if results is not None:
+            prepare(results)
         for check in trial.checks:
             going.try_out(check)
         if trial.trace is not None:
