@@ -103,7 +103,7 @@ def test_a_pool_in_use_is_not_marked(vendor: Vendor) -> None:
 
 def test_a_run_leaves_its_results_and_nothing_else(vendor: Vendor) -> None:
     vendor.mark()
-    code, said = vendor.destroy(*QUICK, "--out", str(vendor.results))
+    code, said = vendor.destroy(*QUICK, "--only", "CRA-007", "--out", str(vendor.results))
     assert code == 4, said  # partial: most was not run
     assert "LIF-001 PASS" in said
     verdicts = vendor.verdicts()
@@ -111,6 +111,8 @@ def test_a_run_leaves_its_results_and_nothing_else(vendor: Vendor) -> None:
         ("LIF-001", "EXI-001", "SNP-090"), "PASS"
     )
     assert (verdicts["SNP-002"], verdicts["LIF-002"]) == ("N/A", "NOT-RUN")
+    # This driver will never remember anything that could be damaged: nobody can run the check on it.
+    assert verdicts["CRA-007"] == "N/A"
     assert (vendor.files, vendor.runs) == ([".scratch"], [])
 
 
@@ -284,12 +286,17 @@ def test_an_interrupted_run_leaves_nothing_or_says_how_to_sweep_it_up(vendor: Ve
         "--destroy",
         str(vendor.box),
         "--only",
-        "CRA",
+        "SIZ-001",
+        "--only",
+        "STA",
+        "--out",
+        str(vendor.results),
     )
     wait_until(lambda: any(name.endswith(".volume") for name in vendor.files), 60, "the first volume")
     began.send_signal(signal.SIGINT)
     said, _ = began.communicate(timeout=60)
     assert began.returncode == 130, said
+    assert vendor.verdicts()["STA-005"] == "ERROR"  # selected, and without a result
     if vendor.runs:  # interrupted while it took something away
         assert f"take away what it has left: voldrivers sweep --run {vendor.runs[0]}" in said
         vendor.run("sweep", "--run", vendor.runs[0])
@@ -330,7 +337,16 @@ def test_a_run_is_swept_up_in_its_own_pool_only(vendor: Vendor, tmp_path: Path) 
 
 def test_pytest_runs_the_same_checks(vendor: Vendor) -> None:
     given = ("--voldrivers-driver", DRIVER, "--voldrivers-config", "conform.toml")
-    words = ("-q", "-p", "no:cacheprovider", "--pyargs", "voldrivers.conformance", *given)
+    words = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "voldrivers.cli.pytestplugin",
+        "--pyargs",
+        "voldrivers.conformance",
+        *given,
+    )
     chosen = ("-k", "LIF-001 or EXI-001 or SNP-002", "--voldrivers-out", str(vendor.results))
     code, said = vendor.run(*words, *chosen, program="pytest")
     assert (code, "3 skipped" in said) == (0, True), said  # a key is missing

@@ -87,7 +87,7 @@ class Talk:
         while b"\n" not in self._heard:
             left_s = until - time.monotonic()
             if left_s <= 0 or not select.select([self._child.stdout], [], [], left_s)[0]:
-                raise OutcomeUnknown(" ".join(self._argv), f"it said nothing within {timeout_s:g} seconds")
+                raise OutcomeUnknown(" ".join(self._argv), f"it said nothing within {timeout_s:.3g} seconds")
             part = os.read(self._child.stdout.fileno(), 4096)
             if not part or len(self._heard) > _LONGEST_LINE:
                 raise self._ended()

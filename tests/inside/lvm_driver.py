@@ -127,9 +127,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left() -> None:
     assert lvmdriver.volume_size(one) == 16 * MiB
 
 
-@pytest.mark.parametrize("protocol", ["iscsi", "nvmet_tcp"])
-def test_a_volume_that_could_not_be_exported_is_not_made(protocol: str) -> None:
-    lvmdriver, odd = driver(target_protocol=protocol), replace(volume(), id="a_volume")
+@pytest.mark.parametrize(("protocol", "odd_id"), [("iscsi", "a_volume"), ("nvmet_tcp", "a+volume")])
+def test_a_volume_that_could_not_be_exported_is_not_made(protocol: str, odd_id: str) -> None:
+    lvmdriver, odd = driver(target_protocol=protocol), replace(volume(), id=odd_id)
     lvmdriver.create_volume(volume(), LVMVolumeOptions())
     acts: list[Callable[[], object]] = [
         lambda: lvmdriver.create_volume(odd, LVMVolumeOptions()),

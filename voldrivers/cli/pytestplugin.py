@@ -1,7 +1,7 @@
 """The conformance suite as tests of pytest, for those whose CI knows nothing else.
 
-    pytest --pyargs voldrivers.conformance --voldrivers-driver acme --voldrivers-config conform.toml
-        --voldrivers-destroy POOL
+    pytest -p voldrivers.cli.pytestplugin --pyargs voldrivers.conformance
+        --voldrivers-driver acme --voldrivers-config conform.toml --voldrivers-destroy POOL
 
 The options are those of `voldrivers conform`. Whatever did not run is skipped with its reason.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:  # every pytest on a machine imports this module
+if TYPE_CHECKING:  # the engine is not for `pytest --help`
     from voldrivers.conformance.trials.trial import Running
 
 _FIXTURE = "voldrivers_check"

@@ -9,7 +9,7 @@ from pathlib import Path
 from voldrivers.base import Host
 from voldrivers.conformance.aids.mounting import mounted
 from voldrivers.conformance.subject import Filesystem, Place
-from voldrivers.conformance.verdicts import NotRun
+from voldrivers.conformance.verdicts import NotApplicable, NotRun
 from voldrivers.errors import BackendError, NotFound, OutcomeUnknown
 from voldrivers.filesystem import image_bytes
 from voldrivers.guests import plugged
@@ -70,7 +70,7 @@ class LocalPlace(Place):
     def sector_bytes(self, volume: Volume, attachment: Attachment) -> tuple[int, int]:
         path = Path(str(attachment.device_path)).resolve()
         if not path.is_block_device():
-            raise NotRun("a file has no sectors")
+            raise NotApplicable("a file has no sectors")
         queue = _BLOCK / path.name / "queue"
         logical, physical = (queue / f"{kind}_block_size" for kind in ("logical", "physical"))
         return int(logical.read_text()), int(physical.read_text())

@@ -15,7 +15,7 @@ from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Check, catalogue
 from voldrivers.conformance.hiding import hidden
 from voldrivers.conformance.subject import Subject
-from voldrivers.conformance.verdicts import Broken, Finding, NotRun, Overdue, Result, Verdict
+from voldrivers.conformance.verdicts import Broken, Finding, NotApplicable, NotRun, Overdue, Result, Verdict
 from voldrivers.errors import VolDriverError
 
 #: Records of a check need not survive a power cut; on a disk each of them waits for it.
@@ -98,7 +98,8 @@ def _other(error: BaseException, benches: list[Bench]) -> tuple[Verdict, str, st
     if any(error is bench.watch.foreign_error for bench in benches):
         return Verdict.FAILED, f"no error of voldrivers: {type(error).__name__}: {error}", "I11", {}
     if isinstance(error, NotRun):
-        return Verdict.NOT_RUN, str(error), "", {}
+        is_never = isinstance(error, NotApplicable)
+        return Verdict.NOT_APPLICABLE if is_never else Verdict.NOT_RUN, str(error), "", {}
     if isinstance(error, Finding) and benches:  # without a bench nothing has been looked at
         return Verdict.FINDING, error.text, error.invariant, error.readings
     return Verdict.ERROR, "".join(traceback.format_exception(error)[-3:]), "", {}

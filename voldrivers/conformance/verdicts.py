@@ -73,6 +73,10 @@ class NotRun(Exception):
     """This place lacks something that the check needs."""
 
 
+class NotApplicable(NotRun):
+    """No driver of this kind has what the check looks at, wherever it is run."""
+
+
 class Finding(Exception):
     """Nothing is broken, and the driver can do more than it declares."""
 

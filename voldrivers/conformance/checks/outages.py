@@ -9,7 +9,7 @@ from voldrivers.conformance.aids.blows import Blow, bring_to, check_grown, check
 from voldrivers.conformance.aids.pending import asked
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.verdicts import Broken, NotRun, expect
+from voldrivers.conformance.verdicts import Broken, NotApplicable, NotRun, expect
 from voldrivers.conformance.watch import Killed
 from voldrivers.errors import NotFound, VolDriverError
 from voldrivers.model import Volume
@@ -106,7 +106,7 @@ def torn_record(bench: Bench) -> None:
     whole = bench.now(volume)
     record = whole.provider_data
     if not record:
-        raise NotRun("the driver remembers nothing of a volume")
+        raise NotApplicable("the driver remembers nothing of a volume")
     for damaged in (record[: len(record) // 2], record[:-1], record * 2, "\0", "{}", "null", other.id):
         torn = replace(whole, provider_data=damaged)
         with bench.unchanged("its record was damaged"), suppress(VolDriverError):

@@ -119,8 +119,8 @@ def begun(runs: Path, run_id: str, facts: Mapping[str, str]) -> Iterator[Run]:
     try:
         yield run
     except BaseException as error:
-        if run.checks:
-            error.add_note(f"take away what it has left: voldrivers sweep --run {run.id}")
+        left = f"take away what it has left: voldrivers sweep --run {run.id}"
+        error.add_note(left if run.checks else "nothing is left of it")
         raise
     finally:
         if not run.checks:

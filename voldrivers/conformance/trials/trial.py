@@ -103,11 +103,12 @@ class Running:
         self.trial.tell(check, result)
         return result
 
-    def report(self) -> Report:
-        """Give the report of the checks that have come to their end."""
+    def report(self, selected: Sequence[Check] = ()) -> Report:
+        """Give the report of the checks that have come to their end, and of those that should have."""
+        ids = {check.id for check in selected}
         return Report(
             self.subject.driver_class,
-            [check for check, _ in self.ended],
+            [*selected, *(check for check, _ in self.ended if check.id not in ids)],
             [result for _, result in self.ended],
             self.began_at,
             time.monotonic() - self.began,
@@ -137,17 +138,19 @@ def check_driver(subject: Subject, trial: Trial, results: Path | None = None) ->
     with running(subject, trial) as going:
         if results is not None:
             prepare(results)
-        for check in trial.checks:
-            going.try_out(check)
-        if trial.trace is not None:
-            going.walk_again(trial.trace)
-        elif trial.walks_s:
-            going.walk()
-        report = going.report()
-    if results is not None:
-        report.write(results)
-        if going.outcome is not None:
-            going.outcome.write(results)
+        try:
+            for check in trial.checks:
+                going.try_out(check)
+            if trial.trace is not None:
+                going.walk_again(trial.trace)
+            elif trial.walks_s:
+                going.walk()
+        finally:  # whoever interrupts it keeps what has come until then
+            report = going.report(trial.checks)
+            if results is not None:
+                report.write(results)
+                if going.outcome is not None:
+                    going.outcome.write(results)
     return report
 
 
