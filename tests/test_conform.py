@@ -31,7 +31,7 @@ class Vendor:
             **os.environ,
             "XDG_STATE_HOME": str(self.state),
             "ACME_BOX": str(self.box),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": f"{Path(__file__).parents[1]}:{directory}",
         }
 
     def begin(self, *words: str) -> "subprocess.Popen[str]":
@@ -48,6 +48,10 @@ class Vendor:
         began = self.begin(program, *words)
         said, _ = began.communicate(timeout=500)
         return began.returncode, said
+
+    def lie(self, module: str, text: str) -> None:
+        """Write a module with a driver that lies, beside this test's other files."""
+        (self.box.parent / f"{module}.py").write_text(text)
 
     def conform(self, *words: str, driver: str = DRIVER) -> tuple[int, str]:
         return self.run("conform", driver, "--config", "conform.toml", *words)
@@ -94,6 +98,14 @@ def test_without_a_key_nothing_is_touched(vendor: Vendor) -> None:
     assert (vendor.files, vendor.runs) == ([".scratch"], [])
 
 
+def test_a_plan_starts_nothing_and_reaches_for_no_host(vendor: Vendor, tmp_path: Path) -> None:
+    text = (EXAMPLE / "conform.toml").read_text()
+    far = text.replace('name = "local"', 'name = "far"\naddress = "ssh://nobody@127.0.0.1:9"')
+    (tmp_path / "far.toml").write_text(far)
+    code, said = vendor.run("conform", DRIVER, "--config", str(tmp_path / "far.toml"))
+    assert (code, "on 1 host;" in said, "nothing was touched" in said) == (0, True, True), said
+
+
 def test_a_pool_in_use_is_not_marked(vendor: Vendor) -> None:
     (vendor.box / "precious").touch()
     code, said = vendor.run("scratch", "init", DRIVER, "--config", "conform.toml", "--pool", str(vendor.box))
@@ -128,15 +140,15 @@ def test_the_example_passes_all_that_can_be_run_here(vendor: Vendor, profile: st
 
 def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> None:
     """A driver that forgets a file when it deletes is non-conformant; with --keep what it left stays."""
-    (tmp_path / "forgetful.py").write_text(
+    vendor.lie(
+        "forgetful",
         "from acme.driver import AcmeDriver\n"
         "class Forgetful(AcmeDriver):\n"
         "    def delete_volume(self, volume):\n"
         "        path = self._path(volume)\n"
         "        if path.exists():\n"
-        "            path.rename(path.with_suffix('.old'))\n"
+        "            path.rename(path.with_suffix('.old'))\n",
     )
-    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
     vendor.mark()
     results = ("--out", str(vendor.results))
     code, said = vendor.destroy("--only", "LIF-002", "--keep", *results, driver="forgetful:Forgetful")
@@ -159,18 +171,16 @@ def test_a_lie_is_told_and_can_be_looked_at(vendor: Vendor, tmp_path: Path) -> N
     "does", ["sys.exit(0)", "raise Finding('it is better than that')", "raise NotRun('no')"]
 )
 @pytest.mark.parametrize("where", ["extend_volume(self, volume, size)", "list_volumes(self)"])
-def test_no_driver_ends_the_run_nor_speaks_for_the_suite(
-    vendor: Vendor, tmp_path: Path, does: str, where: str
-) -> None:
-    (tmp_path / "clever.py").write_text(
+def test_no_driver_ends_the_run_nor_speaks_for_the_suite(vendor: Vendor, does: str, where: str) -> None:
+    vendor.lie(
+        "clever",
         "import sys\n"
         "from acme.driver import AcmeDriver\n"
         "from voldrivers.conformance.verdicts import Finding, NotRun\n"
         "class Clever(AcmeDriver):\n"
         f"    def {where}:\n"
-        f"        {does}\n"
+        f"        {does}\n",
     )
-    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
     vendor.mark()
     chosen = ("--only", "EXO-001", "--out", str(vendor.results))
     code, said = vendor.destroy(*chosen, driver="clever:Clever")
@@ -184,7 +194,8 @@ def test_no_driver_ends_the_run_nor_speaks_for_the_suite(
 def test_a_driver_that_tells_its_secret_does_not_get_it_into_the_results(
     vendor: Vendor, tmp_path: Path
 ) -> None:
-    (tmp_path / "chatty.py").write_text(
+    vendor.lie(
+        "chatty",
         "from dataclasses import dataclass\n"
         "from acme.driver import AcmeDriver, AcmeOptions\n"
         "from voldrivers.errors import BackendError\n"
@@ -195,7 +206,7 @@ def test_a_driver_that_tells_its_secret_does_not_get_it_into_the_results(
         "class Chatty(AcmeDriver):\n"
         "    options_type = Options\n"
         "    def extend_volume(self, volume, size):\n"
-        "        raise BackendError(volume.title, f'{self.options.credential} was refused')\n"
+        "        raise BackendError(volume.title, f'{self.options.credential} was refused')\n",
     )
     text = (EXAMPLE / "conform.toml").read_text()
     (tmp_path / "chatty.toml").write_text(
@@ -223,9 +234,10 @@ def test_results_that_cannot_be_written_are_told_before_the_run(vendor: Vendor, 
     assert (vendor.files, vendor.runs) == ([".scratch"], [])
 
 
-def test_a_walk_that_breaks_something_can_be_walked_again(vendor: Vendor, tmp_path: Path) -> None:
+def test_a_walk_that_breaks_something_can_be_walked_again(vendor: Vendor) -> None:
     """A driver whose volumes are shorter than it says is found on the way, and again by its trace."""
-    (tmp_path / "short.py").write_text(
+    vendor.lie(
+        "short",
         "from dataclasses import replace\n"
         "from acme.driver import AcmeDriver\n"
         "class Short(AcmeDriver):\n"
@@ -233,9 +245,8 @@ def test_a_walk_that_breaks_something_can_be_walked_again(vendor: Vendor, tmp_pa
         "        shorter = replace(volume, size_bytes=volume.size_bytes - 2**20)\n"
         "        return super().create_volume(shorter, options)\n"
         "    def volume_size(self, volume):\n"
-        "        return max(super().volume_size(volume), volume.size_bytes)\n"
+        "        return max(super().volume_size(volume), volume.size_bytes)\n",
     )
-    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
     vendor.mark()
     chosen = ("--only", "DEC-002", "--budget", "20", "--seed", "3", "--out", str(vendor.results))
     code, said = vendor.destroy(*chosen, driver="short:Short")
@@ -306,16 +317,16 @@ def test_an_interrupted_run_leaves_nothing_or_says_how_to_sweep_it_up(vendor: Ve
 def test_a_run_is_swept_up_in_its_own_pool_only(vendor: Vendor, tmp_path: Path) -> None:
     """Where the file leads elsewhere by now nothing would be found, and the run must not be forgotten."""
     vendor.mark()
-    (tmp_path / "killing.py").write_text(
+    vendor.lie(
+        "killing",
         "import os\n"
         "from acme.driver import AcmeDriver\n"
         "class Killing(AcmeDriver):\n"
         "    def extend_volume(self, volume, size):\n"
         "        if 'SPARE' not in os.environ:\n"
         "            os.kill(os.getpid(), 9)\n"
-        "        return super().extend_volume(volume, size)\n"
+        "        return super().extend_volume(volume, size)\n",
     )
-    vendor.environment["PYTHONPATH"] += f":{tmp_path}"
     assert vendor.destroy("--only", "EXO-001", driver="killing:Killing")[0] == -9
     left, (run,) = vendor.files, vendor.runs
     vendor.environment |= {"SPARE": "1", "ACME_BOX": str(tmp_path / "other")}

@@ -1,6 +1,8 @@
 """The suite itself: drivers that are right pass all of it."""
 
+import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from liars.liar import Liar
 
 from voldrivers.capabilities import Capabilities
 from voldrivers.conformance import Level, Verdict, catalogue, memory, run_checks
+from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import RESERVED, Check
+from voldrivers.conformance.memory import MemoryOracle
 from voldrivers.conformance.runner import run_check
 from voldrivers.errors import InvalidState
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
@@ -70,6 +74,26 @@ def test_a_driver_that_is_right_passes(driver: type[MemoryDriver], check: Check)
 def test_all_of_them_run_one_after_the_other() -> None:
     results = list(run_checks(memory.subject(MemoryDriver)))
     assert [result.id for result in results] == [check.id for check in catalogue()]
+
+
+def test_every_check_ends_with_all_sizes_compared() -> None:
+    """Whatever a check is about: a volume that rests with two sizes fails it."""
+
+    def leave_behind(bench: Bench) -> None:
+        assert isinstance(bench.subject.oracle, MemoryOracle)
+        bench.subject.oracle.array.sizes[bench.create().id] += bench.granule
+
+    result = run_check(
+        Check("LIF-001", "it is about something else", leave_behind), memory.subject(MemoryDriver)
+    )
+    assert (result.verdict, result.invariant) == (Verdict.FAILED, "I1"), result
+
+
+def test_what_there_was_no_time_to_strike_is_told() -> None:
+    (killed,) = (check for check in catalogue() if check.id == "CRA-001")
+    hurried = replace(memory.subject(MemoryDriver), sweep_s=0.0)
+    assert re.match(r"0 of \d+ boundaries struck in 0 s", run_check(killed, hurried).text)
+    assert run_check(killed, memory.subject(MemoryDriver)).text == ""
 
 
 @pytest.mark.parametrize("liar", liars(), ids=lambda liar: liar.lie.__name__)

@@ -22,14 +22,6 @@ def test_an_lvextend_killed_many_times_and_clearing(lab: Lab) -> None:
     run_tests(lab, "storage", "lvm_driver.py", "-k", _LONG, timeout_s=limit_s, VOLDRIVERS_TEST_KILLS=kills)
 
 
-#: Of the snapshots': a story of each kind, and what is taken over or refused.
-_SNAPSHOTS = "own_ways or there_becomes or cannot_be"
-
-
-def test_snapshots_clones_and_what_is_taken_over(lab: Lab) -> None:
-    run_tests(lab, "storage", "lvm_snapshots.py", "-k", _SNAPSHOTS, timeout_s=500)
-
-
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_snapshots_clones_and_what_is_taken_over_in_every_order(lab: Lab) -> None:

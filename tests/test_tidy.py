@@ -92,7 +92,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         "lab.keeper.service",
     ),
     "sqlite3": ("extend",),
-    "tomllib": ("registry", "conformance.known", "conformance.trials.config"),
+    "tomllib": ("registry",),
     "subprocess": ("process", "lab.inside.agent"),
     "multiprocessing": (),
     "pty": ("lab.inside.agent",),

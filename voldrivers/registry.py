@@ -94,7 +94,7 @@ def load(path: Path) -> Config:
 
 def load_agent(path: Path) -> AgentConfig:
     """Read the file of an agent. Raises InvalidInput as `load`."""
-    if "agent" not in _document(path):
+    if "agent" not in read_document(path):
         raise InvalidInput(f"{path.absolute()}: [agent]", "must be there, with listen and token_file")
     config = _load(path)
     if isinstance(config, Config):
@@ -131,6 +131,20 @@ def read_value(text: str) -> object:
     return value if isinstance(value, bool | int | float | str) else text
 
 
+def read_document(path: Path, title: str = "configuration") -> Mapping[str, object]:
+    """Read a TOML file. Raises InvalidInput, with the `title` of such files, the path and the line."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise InvalidInput(f"{title} {path}", f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{title} {path}", f"is not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{title} {path}", f"is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # of tomllib: 4300 digits, a thousand brackets
+        raise InvalidInput(f"{title} {path}", f"cannot be read: {error}") from error
+
+
 def _load(path: Path) -> Config | AgentConfig:
     checked = _check(path, makes=False)
     if checked.config is None:
@@ -140,7 +154,7 @@ def _load(path: Path) -> Config | AgentConfig:
 
 def _check(path: Path, *, makes: bool) -> Checked:
     path = path.absolute()
-    reading = _Reading(path, _document(path), makes)
+    reading = _Reading(path, read_document(path), makes)
     config = reading.agent_config() if "agent" in reading.document else reading.config()
     wrong = any(isinstance(problem, InvalidInput) for problem in reading.problems)
     settings, problems = tuple(reading.settings), tuple(reading.problems)
@@ -319,16 +333,3 @@ def _places(environ: Mapping[str, str]) -> Iterator[Path]:
     directories += (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
     yield from (Path(each) / "voldrivers" / FILE_NAME for each in directories if each.startswith("/"))
     yield Path("/etc/voldrivers") / FILE_NAME
-
-
-def _document(path: Path) -> Mapping[str, object]:
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise InvalidInput(f"configuration {path}", f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"configuration {path}", f"is not UTF-8 at byte {error.start}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"configuration {path}", f"is not TOML: {error}") from error
-    except (ValueError, RecursionError) as error:  # of tomllib: 4300 digits, a thousand brackets
-        raise InvalidInput(f"configuration {path}", f"cannot be read: {error}") from error

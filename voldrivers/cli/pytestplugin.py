@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def voldrivers_run(request: pytest.FixtureRequest) -> "Iterator[Running]":
     """Give the run that the options ask for; its results are written in the end."""
-    from voldrivers.cli.subjects import find_driver, open_subject
+    from voldrivers.cli.subjects import find_driver, find_subject, with_places
     from voldrivers.conformance import catalogue
     from voldrivers.conformance.known import read_known
     from voldrivers.conformance.trials.config import read_config
@@ -59,7 +59,8 @@ def voldrivers_run(request: pytest.FixtureRequest) -> "Iterator[Running]":
         check_s=config.limits.check_s,
         facts={"driver": given["driver"], "config": str(config.path), "directory": str(Path.cwd())},
     )
-    with open_subject(find_driver(given["driver"]), config) as subject, running(subject, trial) as run:
+    subject = find_subject(find_driver(given["driver"]), config)
+    with with_places(subject, config) as whole, running(whole, trial) as run:
         yield run
         if given["out"]:
             run.report().write(Path(given["out"]))

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,30 +30,33 @@ def find_oracle(kind: type[Driver], config: RunConfig) -> Oracle | None:
     return oracle
 
 
-@contextmanager
-def open_subject(kind: type[Driver], config: RunConfig) -> Iterator[Subject]:
-    """Give the driver with all that its checks use; places are opened as long as the context is."""
+def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
+    """Give the driver with all that its checks use, but without its places. Nothing is opened or started."""
     options: object = config.read(kind.options_type, config.driver, "[driver]")
     config.read(kind.volume_options_type, config.volume, "[volume]")
 
     def make(chosen: type[Driver], run: Run) -> Driver:
         return chosen("subject", options, run)
 
+    return Subject(
+        kind,
+        make,
+        [],
+        find_oracle(kind, config),
+        config.scratch.pool,
+        config.scratch.max_bytes,
+        config.driver,
+        config.volume,
+        deadline_s=config.limits.extend_s,
+        sweep_s=config.limits.sweep_s,
+        mode=config.mode,
+    )
+
+
+@contextmanager
+def with_places(subject: Subject, config: RunConfig) -> Iterator[Subject]:
+    """Open the places of the file as long as the context is: guests, agents, connections."""
+    tables = [config.read(HostTable, table, "[[host]]") for table in config.hosts]
     with TemporaryDirectory(prefix="voldrivers-conform-") as directory, ExitStack() as opened:
-        places = [
-            opened.enter_context(open_place(config.read(HostTable, table, "[[host]]"), Path(directory)))
-            for table in config.hosts
-        ]
-        yield Subject(
-            kind,
-            make,
-            places,
-            find_oracle(kind, config),
-            config.scratch.pool,
-            config.scratch.max_bytes,
-            config.driver,
-            config.volume,
-            deadline_s=config.limits.extend_s,
-            sweep_s=config.limits.sweep_s,
-            mode=config.mode,
-        )
+        places = [opened.enter_context(open_place(table, Path(directory))) for table in tables]
+        yield replace(subject, places=places)

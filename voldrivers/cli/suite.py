@@ -11,7 +11,7 @@ from pathlib import Path
 
 from voldrivers.cli.failures import exit_code
 from voldrivers.cli.output import complain, table, write_document, write_lines
-from voldrivers.cli.subjects import find_driver, find_oracle, open_subject
+from voldrivers.cli.subjects import find_driver, find_oracle, find_subject, with_places
 from voldrivers.conformance import Check, Result, Subject, Verdict, catalogue
 from voldrivers.conformance.known import read_known
 from voldrivers.conformance.reports.evidence import Conformance
@@ -50,27 +50,27 @@ def conform(args: Namespace) -> int:
     checks = () if args.replay else _chosen(args.profile, args.only)
     ids = [check.id for check in (*catalogue(), *machine_checks())]
     known = read_known(Path(args.known), ids) if args.known else {}
-    with open_subject(kind, config) as subject:
-        driver = subject.make(kind, run)
-        if missing := missing_key(driver, subject.oracle, subject.pool, args.destroy):
-            if args.destroy is None:
-                return _plan(args, subject, checks, missing)
-            complain(f"{missing}; nothing was touched")
-            return REFUSED
-        trial = Trial(
-            args.destroy,
-            checks,
-            known,
-            partial(_tell, quiet=args.json),
-            args.keep,
-            config.limits.check_s,
-            _walks_s(args),
-            args.seed,
-            read_trace(Path(args.replay)) if args.replay else None,
-            shlex.join(["voldrivers", *sys.argv[1:]]),
-            facts={"driver": args.driver, "config": str(config.path), "directory": os.getcwd()},
-        )
-        report = check_driver(subject, trial, Path(args.out) if args.out else None)
+    subject = find_subject(kind, config)
+    if missing := missing_key(subject.make(kind, run), subject.oracle, subject.pool, args.destroy):
+        if args.destroy is None:
+            return _plan(args, subject, len(config.hosts), checks, missing)
+        complain(f"{missing}; nothing was touched")
+        return REFUSED
+    trial = Trial(
+        args.destroy,
+        checks,
+        known,
+        tell=partial(_tell, quiet=args.json),
+        keep=args.keep,
+        check_s=config.limits.check_s,
+        walks_s=_walks_s(args),
+        seed=args.seed,
+        trace=read_trace(Path(args.replay)) if args.replay else None,
+        reproduce=shlex.join(["voldrivers", *sys.argv[1:]]),
+        facts={"driver": args.driver, "config": str(config.path), "directory": os.getcwd()},
+    )
+    with with_places(subject, config) as whole:
+        report = check_driver(whole, trial, Path(args.out) if args.out else None)
     return _say_report(args, report)
 
 
@@ -112,9 +112,10 @@ def _swept(run: Run, act: Callable[[Run, Subject], Sequence[str]]) -> Sequence[s
     """Sweep up after a run, or only look, with the driver and the file that it had."""
     facts = run.facts
     config, kind = read_config(Path(facts["config"])), find_driver(facts["driver"], facts["directory"])
-    with open_subject(kind, config) as subject:
-        check_pool(run, subject)
-        return act(run, subject)
+    subject = find_subject(kind, config)
+    check_pool(run, subject)
+    with with_places(subject, config) as whole:
+        return act(run, whole)
 
 
 def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:
@@ -135,14 +136,16 @@ def _walks_s(args: Namespace) -> float:
     return 0.0 if args.only or args.profile != "all" else _WALKS_S
 
 
-def _plan(args: Namespace, subject: Subject, checks: Sequence[Check], missing: InvalidState) -> int:
+def _plan(
+    args: Namespace, subject: Subject, hosts: int, checks: Sequence[Check], missing: InvalidState
+) -> int:
     """Say what would be run and why not; nothing is touched."""
     declared = subject.driver_class.capabilities
     rows = [(check.id, check.not_for(declared) or "runs", check.invariant) for check in checks]
     runs = [row for row in rows if row[1] == "runs"]
     facts = [
         f"{len(runs)} of {len(rows)} checks, {'with' if subject.oracle else 'without'} an oracle,"
-        f" on {len(subject.places)} host{'s' if len(subject.places) > 1 else ''};"
+        f" on {hosts} host{'s' if hosts > 1 else ''};"
         f" their volumes take at most {format_size(subject.max_bytes)} of pool {subject.pool} at a time",
         f"nothing was touched: {missing}",
     ]

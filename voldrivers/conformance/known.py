@@ -11,7 +11,6 @@ fails the run until its entry is removed, and one whose time is over is a failur
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -20,6 +19,7 @@ from pathlib import Path
 from voldrivers.conformance.verdicts import Result, Verdict
 from voldrivers.errors import InvalidInput
 from voldrivers.options import option, read_options
+from voldrivers.registry import read_document
 
 _ID = re.compile(r"[A-Z]{3}-\d{3}")
 
@@ -44,10 +44,7 @@ class Known:
 
 def read_known(path: Path, ids: Iterable[str]) -> Mapping[str, Known]:
     """Read the file. Raises InvalidInput for what no check is called, and for a wrong entry."""
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"known failures {path}", str(error)) from error
+    tables = read_document(path, "known failures")
     found: dict[str, Known] = {}
     for check_id, table in tables.items():
         if check_id not in set(ids) or not isinstance(table, dict):

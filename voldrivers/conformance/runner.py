@@ -76,8 +76,17 @@ def _directory(check: Check, kept: Kept | None, benches: list[Bench]) -> Iterato
 
 def _run(check: Check, bench: Bench, benches: list[Bench]) -> None:
     benches.append(bench)
-    with bench:
-        check.act(bench)
+    try:
+        with bench:
+            check.act(bench)
+    except Exception as error:
+        # What is tidied up after Ctrl-C may fail, and must not take its place.
+        behind: BaseException | None = error
+        while behind is not None:
+            if isinstance(behind, KeyboardInterrupt):
+                raise behind from error
+            behind = behind.__context__
+        raise
 
 
 def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str, str, Mapping[str, object]]:

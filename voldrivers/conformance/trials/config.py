@@ -12,7 +12,6 @@
 """
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from voldrivers.errors import InvalidInput
 from voldrivers.options import SizeBytes, option, read_options
+from voldrivers.registry import read_document
 from voldrivers.sizes import GiB
 
 _FROM_ENVIRONMENT = "env:"
@@ -82,12 +82,7 @@ class RunConfig:
 def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Read the file. Raises InvalidInput, the first of its mistakes, with table and key."""
     path = path.absolute()
-    try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidInput(f"file {path}", f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"file {path}", f"is not TOML: {error}") from error
+    document = read_document(path, "file")
     for name in document:
         if name not in _KEYS:
             raise InvalidInput(f"{path}: {name}", f"there is no such table; known: {', '.join(_KEYS)}")

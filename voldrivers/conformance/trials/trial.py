@@ -74,13 +74,11 @@ class Running:
 
     def walk(self) -> None:
         """Have the stateful machine walk; what it finds are results of checks of their own."""
-        self.outcome = run_machine(
-            self._noted,
-            seed=self.trial.seed,
-            budget_s=self.trial.walks_s,
-            run_id=self.run.id,
-            kept=self._kept,
-        )
+        budget_s = self.trial.walks_s
+        with _within(budget_s + self.trial.check_s):
+            self.outcome = run_machine(
+                self._noted, seed=self.trial.seed, budget_s=budget_s, run_id=self.run.id, kept=self._kept
+            )
         for check, result in zip(machine_checks(), self.outcome.results(), strict=True):
             self._end(check, result)
 
