@@ -51,6 +51,7 @@ class RemoteOptions:
     ca_file: Path | None = option("certificates that vouch for the agent, if not the system's", None)
     certificate: Path | None = option("certificate that we show it, PEM, if it asks for one", None)
     key: Path | None = option("the certificate's key, PEM, if it is not in the same file", None)
+    known_as: str | None = option("name by which Cinder and Nova know it, if it is not this one", None)
     connect_timeout_s: float = option("seconds to wait for a connection", 5.0, minimum=0.1, maximum=3600)
     look_timeout_s: float = option("seconds to wait for an answer to a look", 30.0, minimum=0.1, maximum=3600)
     act_timeout_s: float = option(

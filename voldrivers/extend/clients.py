@@ -7,9 +7,10 @@ alone: only the client knows how far it has come.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from voldrivers.base import Hosts
 from voldrivers.errors import InvalidState, NotFound, NotSupported, VolDriverError
 from voldrivers.extend.catalog import Catalog, attachment_of
 from voldrivers.extend.site import Site, expect
@@ -68,7 +69,12 @@ def complete(site: Site, attachment_id: str) -> Attachment:
         if attachment.state is AttachmentState.ATTACHED:
             return attachment
         _expect(volume, attachment, AttachmentState.CONNECTING)
-        attached = replace(_found(site, volume, attachment), state=AttachmentState.ATTACHED)
+        try:
+            seen = found(site.hosts, volume, attachment)
+        except VolDriverError as error:
+            error.add_note(f"{volume.title} stays {VolumeStatus.ATTACHING}: complete it again, or delete it")
+            raise
+        attached = replace(seen, state=AttachmentState.ATTACHED)
         site.store.update_attachment(attached)
         return attached
 
@@ -87,28 +93,25 @@ def release(site: Site, attachment_id: str) -> None:
         site.store.remove_attachment(attachment)
 
 
+def found(hosts: Hosts, volume: Volume, attachment: Attachment) -> Attachment:
+    """Have a host say where an attachment's instance and device are: somebody else has connected it.
+
+    Connecting what is connected changes nothing. Without a host it comes back as it is. Raises what the
+    host does when the volume is not there.
+    """
+    info, host = attachment.connection_info, hosts.get(attachment.host)
+    if host is None or info is None:
+        return attachment
+    with suppress(NotSupported, NotFound):  # the instance cannot be seen from there: an extend will say so
+        attachment = host.find_instance(attachment)
+    return replace(attachment, device_path=host.connect(volume, attachment, info))
+
+
 @contextmanager
 def _working_on(site: Site, attachment_id: str) -> Iterator[tuple[Volume, Attachment]]:
     """Hold the lock of an attachment's volume; give both as they are then."""
     with site.working_on(Catalog(site.store.database).volume_of(attachment_id)) as volume:
         yield volume, attachment_of(volume, attachment_id)
-
-
-def _found(site: Site, volume: Volume, attachment: Attachment) -> Attachment:
-    """Have the agent say where instance and device are; connecting what is connected changes nothing."""
-    info = attachment.connection_info
-    host = site.hosts.get(attachment.host)
-    if host is None or info is None:
-        return attachment
-    try:
-        found = host.find_instance(attachment)
-    except (NotSupported, NotFound):  # the instance cannot be seen from there: an extend will say so
-        found = attachment
-    try:
-        return replace(found, device_path=host.connect(volume, found, info))
-    except VolDriverError as error:
-        error.add_note(f"{volume.title} stays {VolumeStatus.ATTACHING}: complete it again, or delete it")
-        raise
 
 
 def _one_way(info: ConnectionInfo, connector: Connector) -> ConnectionInfo:

@@ -30,6 +30,7 @@ class LocalOptions:
     libvirt_uri: str | None = option(
         "libvirt connection of this machine, qemu:///system say, for instances without a QMP socket", None
     )
+    known_as: str | None = option("name by which Cinder and Nova know it, if it is not this one", None)
     monitor_timeout_s: float = option(
         "seconds to wait for a connection to a monitor and for an answer", 5.0, minimum=0.1, maximum=3600
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from voldrivers.api.connections import to_data
 from voldrivers.api.volume import versions
 from voldrivers.api.volume.versions import Microversion
 from voldrivers.extend.catalog import Description, Told
@@ -18,7 +19,6 @@ from voldrivers.model import Attachment, AttachmentState, Extend, LedgerRow, Pha
 from voldrivers.sizes import GiB
 
 View = dict[str, Any]  # Any: what JSON holds
-_LISTS = ("target_portals", "target_iqns", "target_luns")
 _NAMESPACE = uuid.UUID("8b6f29e1-6b1c-4a58-a0f3-0a7e64a0a7c5")
 
 
@@ -148,24 +148,11 @@ def connection(shown: Attachment) -> View:
     info = shown.connection_info
     if info is None:
         return {}
-    view: View = dict(info.properties)
-    for name in _LISTS:
-        if name in view:
-            several = [int(each) if name == "target_luns" else each for each in view[name].split(",")]
-            view |= {name: several, name.removesuffix("s"): several[0]}
-    if info.driver_volume_type == "nvmeof":
-        portals = (each.rpartition(":") for each in str(view.get("portals", "")).split(","))
-        view["portals"] = [[address.strip("[]"), int(port), "tcp"] for address, _, port in portals]
-    return view | {
+    return to_data(info) | {
         "driver_volume_type": info.driver_volume_type,
         "volume_id": shown.volume_id,
         "attachment_id": shown.id,
         "access_mode": "ro" if shown.read_only else "rw",
-        "encrypted": info.encrypted,
-        "qos_specs": None,
-        "cacheable": False,
-        "enforce_multipath": False,
-        "voldrivers:properties": dict(info.properties),
         "voldrivers:device_path": shown.device_path,
         "voldrivers:monitor": shown.monitor,
         "voldrivers:instance_process": shown.instance_process,

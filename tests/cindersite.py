@@ -1,0 +1,283 @@
+"""A real Cinder with our driver, a host's agent and a small Nova: processes and threads of this machine."""
+
+import fcntl
+import json
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from cinderclient import api_versions
+from cinderclient.contrib.noauth import CinderNoAuthPlugin
+from cinderclient.v3.client import Client
+from keystoneauth1.session import Session
+from servicesite import AGENT_TOKEN, PROJECT, SOON_S, Running, free_port, secret_file
+
+from voldrivers.guests.device import DeviceGuest
+from voldrivers.host.local import LocalHost, LocalOptions
+from voldrivers.model import Attachment, ConnectionInfo, Volume
+from voldrivers.process import holds_within, run, wait_until
+
+CHECKOUT = Path(__file__).parents[1]
+#: Cinder's environment, made once; programs in it.
+ENVIRONMENT = CHECKOUT / "build" / "cinder"
+_ALL_IN_ONE = Path(__file__).parent / "inside" / "cinderinone.py"
+_CONF = """
+[DEFAULT]
+state_path = {directory}/cinder
+log_file = {directory}/cinder.log
+transport_url = fake://
+auth_strategy = noauth
+host = storage
+enabled_backends = {backends}
+osapi_volume_listen = 127.0.0.1
+osapi_volume_listen_port = {port}
+osapi_volume_workers = 1
+api_paste_config = {environment}/etc/cinder/api-paste.ini
+resource_query_filters_file = {environment}/etc/cinder/resource_filters.json
+periodic_interval = 1
+report_interval = 1
+backend_stats_polling_interval = 3
+scheduler_driver_init_wait_time = 1
+[oslo_concurrency]
+lock_path = {directory}/cinder/locks
+[coordination]
+backend_url = file://{directory}/cinder/coordination
+[database]
+connection = sqlite:///{directory}/cinder/cinder.sqlite
+[nova]
+auth_type = none
+endpoint = http://127.0.0.1:{nova}/v2.1
+token_auth_url = http://127.0.0.1:{nova}/v3
+"""
+_BACKEND = """
+[{name}]
+volume_driver = voldrivers.integrations.cinder.CinderDriver
+volume_backend_name = {name}
+voldrivers_config = {directory}/voldrivers.toml
+"""
+
+
+def environment() -> Path:
+    """Make Cinder's environment if it is not there; one process does."""
+    ENVIRONMENT.parent.mkdir(exist_ok=True)
+    with (ENVIRONMENT.parent / "cinder.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run([str(CHECKOUT / "tools" / "cinder"), str(ENVIRONMENT)], timeout_s=900)
+    return ENVIRONMENT
+
+
+class Nova(ThreadingHTTPServer):
+    """What Cinder asks Nova: takes server events and keeps them, knows of no attachment.
+
+    It is the Keystone, too, that says where it answers: Cinder asks it by its caller's token.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, str]] = []
+        #: Status of the answer to events; 404 is a compute service that is too old for them.
+        self.answers = 200
+        super().__init__(("127.0.0.1", 0), _Asked)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Asked(BaseHTTPRequestHandler):
+    server: Nova
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v3/auth/tokens":
+            return self._answer(201, {"token": self._token()})
+        events = body["events"]
+        if self.server.answers == 200:
+            self.server.events += events
+        answered = {"events": [{**each, "code": 200, "status": "completed"} for each in events]}
+        return self._answer(self.server.answers, answered)
+
+    def _token(self) -> object:
+        url = f"http://127.0.0.1:{self.server.port}/v2.1"
+        endpoint = {"id": "1", "interface": "public", "region": "r", "region_id": "r", "url": url}
+        catalog = [{"id": "1", "type": "compute", "name": "nova", "endpoints": [endpoint]}]
+        times = {"issued_at": "2026-01-01T00:00:00.000000Z", "expires_at": "2099-01-01T00:00:00.000000Z"}
+        return {"methods": ["token"], "user": {"id": "1", "name": "admin"}, "catalog": catalog, **times}
+
+    def do_GET(self) -> None:
+        self._answer(404, {"itemNotFound": {"code": 404, "message": "there is none"}})
+
+    def _answer(self, status: int, body: object) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Subject-Token", "token")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class CinderSite:
+    """A storage machine with Cinder, a compute machine with an agent: processes on this one."""
+
+    directory: Path
+    #: Keys of the backend's table in the TOML file, and in cinder.conf.
+    keys: str = ""
+    section: str = ""
+    policy: str = "deadline_s = 20.0"
+    native_threads: bool = False
+    driver: str = "nfs"
+    share: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environment, self.nova = environment(), Nova()
+        self.share = self.directory / "share"
+        self.share.mkdir()
+        secret_file(self.directory / "agent.token", AGENT_TOKEN)
+        self.agent = Running(
+            self.directory / "compute",
+            "agent",
+            '[agent]\nlisten = "127.0.0.1:PORT"\ntoken_file = "../agent.token"\n'
+            '[host.compute]\nkind = "local"\nqmp_dir = ".."\nmonitor_timeout_s = 3.0\n',
+        )
+        (self.directory / "voldrivers.toml").write_text(
+            f'state_dir = "state"\n[backend.files]\ndriver = "{self.driver}"\nshare = "share"\n{self.keys}\n'
+            f"[policy]\n{self.policy}\n"
+            f'[host.compute]\nkind = "agent"\nknown_as = "compute.example.org"\nurl = "{self.agent.url}"\n'
+            'token_file = "agent.token"\n'
+        )
+        self.port = free_port()
+        facts = {"directory": self.directory, "port": self.port, "nova": self.nova.port}
+        conf = _CONF.format(**facts, backends="files", environment=self.environment)
+        conf += _BACKEND.format(name="files", **facts) + self.section
+        (self.directory / "cinder.conf").write_text(conf)
+        (self.directory / "cinder").mkdir()
+        self._program("bin/cinder-manage", "db", "sync")
+        self.start()
+
+    def _program(self, name: str, *words: str) -> None:
+        conf = ["--config-file", str(self.directory / "cinder.conf")]
+        run([str(self.environment / name), *conf, *words], timeout_s=120)
+
+    def start(self) -> None:
+        """Start Cinder; give back when its scheduler knows the pool."""
+        words = [str(self.environment / "bin" / "python"), str(_ALL_IN_ONE)]
+        with (self.directory / "cinder.out").open("wb") as log:
+            self.cinder = subprocess.Popen(
+                [*words, "--config-file", str(self.directory / "cinder.conf")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_until(self._knows_the_pool, 60, f"Cinder to start: {self.log[-3000:]}")
+
+    def kill(self) -> None:
+        """Kill Cinder as a machine that loses its power does."""
+        self.cinder.kill()
+        self.cinder.wait(SOON_S)
+
+    def end(self) -> None:
+        self.kill()
+        self.agent.end()
+        self.nova.shutdown()
+        self.nova.server_close()
+
+    @property
+    def log(self) -> str:
+        path = self.directory / "cinder.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def client(self, version: str = "3.71") -> Any:  # Any: cinderclient has no types
+        auth = CinderNoAuthPlugin("admin", PROJECT, endpoint=f"http://127.0.0.1:{self.port}/v3")
+        return Client(session=Session(auth=auth), api_version=api_versions.APIVersion(version))
+
+    def _knows_the_pool(self) -> bool:
+        assert self.cinder.poll() is None, self.log[-3000:]
+        try:
+            return bool(self.client().pools.list(detailed=False))
+        except OSError:
+            return False
+        except Exception as error:  # keystoneauth's ConnectFailure has no base of its own that is public
+            if "ConnectFailure" in type(error).__name__:
+                return False
+            raise
+
+    # --- what tests begin with
+
+    def wait(self, volume_id: str, status: str, timeout_s: float = SOON_S) -> Any:  # Any: as above
+        """Wait for a status; another steady one is a failure at once."""
+
+        def is_there() -> bool:
+            seen.append(self.client().volumes.get(volume_id))
+            passing = (status, "creating", "extending", "attaching", "reserved", "reverting", "managing")
+            assert seen[-1].status in passing, f"{seen[-1].to_dict()} {self.log[-3000:]}"
+            return bool(seen[-1].status == status)
+
+        seen: list[Any] = []  # Any: as above
+        wait_until(is_there, timeout_s, f"volume {volume_id} to be {status}")
+        return seen[-1]
+
+    def create(self, size_gib: int = 1, **more: object) -> str:
+        made = self.client().volumes.create(size_gib, **more)
+        self.wait(made.id, "available")
+        return str(made.id)
+
+    def delete(self, volume_id: str) -> None:
+        cinder = self.client()
+        cinder.volumes.delete(volume_id)
+        gone = lambda: volume_id not in [each.id for each in cinder.volumes.list()]  # noqa: E731
+        wait_until(gone, SOON_S, "the volume to go")
+
+    def extend(self, volume_id: str, size_gib: int) -> None:
+        self.client().volumes.extend(volume_id, size_gib)
+
+    def file_bytes(self, volume_id: str) -> int:
+        """What the file has, by a look past Cinder."""
+        return (self.share / f"volume-{volume_id}").stat().st_size
+
+    @contextmanager
+    def attached(self, volume_id: str, guest: DeviceGuest) -> Iterator[None]:
+        """Do as Nova does: let the host in, connect, plug the volume into the guest, complete."""
+        cinder = self.client()
+        connector = {"host": "compute.example.org", "ip": "127.0.0.1", "multipath": False}
+        made = cinder.attachments.create(volume_id, connector, guest.name)
+        info = made["connection_info"]
+        host = LocalHost("compute", LocalOptions(qmp_dir=self.directory), run)
+        volume = Volume(volume_id, f"volume-{volume_id}", "files", 0)
+        wanted = Attachment(made["id"], volume_id, "compute", guest.name)
+        connection = ConnectionInfo(info["driver_volume_type"], info["voldrivers:properties"])
+        path = host.connect(volume, wanted, connection)
+        there = host.find_instance(wanted)
+        there = Attachment(**{**vars(there), "device_path": path, "connection_info": connection})
+        host.plug(volume, there)
+        cinder.attachments.complete(made["id"])
+        self.wait(volume_id, "in-use")
+        try:
+            yield
+        finally:
+            unplugging = threading.Thread(target=lambda: host.unplug(volume, there))
+            unplugging.start()
+            guest.eject(SOON_S)
+            unplugging.join(SOON_S)
+            cinder.attachments.delete(made["id"])
+
+    def becomes(self, condition: Callable[[], bool], timeout_s: float = SOON_S) -> bool:
+        return holds_within(condition, timeout_s)
+
+
+def new_guest(directory: Path) -> DeviceGuest:
+    """Start a guest that is called as Nova calls its own: by a UUID."""
+    return DeviceGuest(directory, str(uuid.uuid4()))

@@ -1,0 +1,1 @@
+"""Platforms that keep their own records, and use the same drivers and the same converging step."""
