@@ -2,16 +2,19 @@
 
 import fcntl
 import json
+import os
+import sqlite3
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from between import Between
 from cinderclient import api_versions
 from cinderclient.contrib.noauth import CinderNoAuthPlugin
 from cinderclient.v3.client import Client
@@ -55,11 +58,11 @@ auth_type = none
 endpoint = http://127.0.0.1:{nova}/v2.1
 token_auth_url = http://127.0.0.1:{nova}/v3
 """
-_BACKEND = """
+_SECTION = """
 [{name}]
 volume_driver = voldrivers.integrations.cinder.CinderDriver
 volume_backend_name = {name}
-voldrivers_config = {directory}/voldrivers.toml
+voldrivers_config = {directory}/{name}.toml
 """
 
 
@@ -128,23 +131,28 @@ class _Asked(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@dataclass(frozen=True)
+class Backend:
+    """One backend: its driver and keys of its policy in the TOML file, keys of its section in cinder.conf."""
+
+    driver: str = "nfs"
+    policy: str = "deadline_s = 20.0"
+    section: str = ""
+    starts: bool = True
+
+
 @dataclass
 class CinderSite:
     """A storage machine with Cinder, a compute machine with an agent: processes on this one."""
 
     directory: Path
-    #: Keys of the backend's table in the TOML file, and in cinder.conf.
-    keys: str = ""
-    section: str = ""
-    policy: str = "deadline_s = 20.0"
-    native_threads: bool = False
-    driver: str = "nfs"
-    share: Path = field(init=False)
+    #: Each with a share of its own, and a volume type that is called as it is.
+    backends: Mapping[str, Backend] = field(default_factory=lambda: {"files": Backend()})
+    #: Stands before the agent, if something is to be done to what it is asked.
+    between: Between | None = None
 
     def __post_init__(self) -> None:
         self.environment, self.nova = environment(), Nova()
-        self.share = self.directory / "share"
-        self.share.mkdir()
         secret_file(self.directory / "agent.token", AGENT_TOKEN)
         self.agent = Running(
             self.directory / "compute",
@@ -152,27 +160,35 @@ class CinderSite:
             '[agent]\nlisten = "127.0.0.1:PORT"\ntoken_file = "../agent.token"\n'
             '[host.compute]\nkind = "local"\nqmp_dir = ".."\nmonitor_timeout_s = 3.0\n',
         )
-        (self.directory / "voldrivers.toml").write_text(
-            f'state_dir = "state"\n[backend.files]\ndriver = "{self.driver}"\nshare = "share"\n{self.keys}\n'
-            f"[policy]\n{self.policy}\n"
-            f'[host.compute]\nkind = "agent"\nknown_as = "compute.example.org"\nurl = "{self.agent.url}"\n'
-            'token_file = "agent.token"\n'
-        )
+        agent_at = self.agent.url
+        if self.between is not None:
+            self.between.target, agent_at = self.agent.url, self.between.url
         self.port = free_port()
         facts = {"directory": self.directory, "port": self.port, "nova": self.nova.port}
-        conf = _CONF.format(**facts, backends="files", environment=self.environment)
-        conf += _BACKEND.format(name="files", **facts) + self.section
+        names = ",".join(self.backends)
+        conf = _CONF.format(**facts, backends=names, environment=self.environment)
+        for name, backend in self.backends.items():
+            self.share(name).mkdir()
+            table = f'[backend.{name}]\ndriver = "{backend.driver}"\nshare = "share-{name}"\n'
+            (self.directory / f"{name}.toml").write_text(
+                f'state_dir = "state"\n{table}[policy]\n{backend.policy}\n[host.compute]\nkind = "agent"\n'
+                f'known_as = "compute.example.org"\nurl = "{agent_at}"\ntoken_file = "agent.token"\n'
+            )
+            conf += _SECTION.format(name=name, **facts) + backend.section
         (self.directory / "cinder.conf").write_text(conf)
         (self.directory / "cinder").mkdir()
         self._program("bin/cinder-manage", "db", "sync")
         self.start()
+        for name in self.backends:
+            made = self.client().volume_types.create(name)
+            made.set_keys({"volume_backend_name": name})
 
     def _program(self, name: str, *words: str) -> None:
         conf = ["--config-file", str(self.directory / "cinder.conf")]
         run([str(self.environment / name), *conf, *words], timeout_s=120)
 
     def start(self) -> None:
-        """Start Cinder; give back when its scheduler knows the pool."""
+        """Start Cinder; give back when its scheduler knows every pool."""
         words = [str(self.environment / "bin" / "python"), str(_ALL_IN_ONE)]
         with (self.directory / "cinder.out").open("wb") as log:
             self.cinder = subprocess.Popen(
@@ -181,6 +197,7 @@ class CinderSite:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(self.directory)},
             )
         wait_until(self._knows_the_pool, 60, f"Cinder to start: {self.log[-3000:]}")
 
@@ -207,7 +224,8 @@ class CinderSite:
     def _knows_the_pool(self) -> bool:
         assert self.cinder.poll() is None, self.log[-3000:]
         try:
-            return bool(self.client().pools.list(detailed=False))
+            starting = sum(backend.starts for backend in self.backends.values())
+            return len(self.client().pools.list(detailed=False)) == starting
         except OSError:
             return False
         except Exception as error:  # keystoneauth's ConnectFailure has no base of its own that is public
@@ -230,8 +248,9 @@ class CinderSite:
         wait_until(is_there, timeout_s, f"volume {volume_id} to be {status}")
         return seen[-1]
 
-    def create(self, size_gib: int = 1, **more: object) -> str:
-        made = self.client().volumes.create(size_gib, **more)
+    def create(self, size_gib: int = 1, backend: str | None = None, **more: object) -> str:
+        chosen = next(iter(self.backends)) if backend is None else backend
+        made = self.client().volumes.create(size_gib, volume_type=chosen, **more)
         self.wait(made.id, "available")
         return str(made.id)
 
@@ -244,9 +263,26 @@ class CinderSite:
     def extend(self, volume_id: str, size_gib: int) -> None:
         self.client().volumes.extend(volume_id, size_gib)
 
+    def share(self, backend: str = "files") -> Path:
+        return self.directory / f"share-{backend}"
+
     def file_bytes(self, volume_id: str) -> int:
         """What the file has, by a look past Cinder."""
-        return (self.share / f"volume-{volume_id}").stat().st_size
+        (path,) = self.directory.glob(f"share-*/volume-{volume_id}*")
+        return path.stat().st_size
+
+    def record(self, volume_id: str) -> str:
+        """What stands in Cinder's database of an extend that is under way; "" for none."""
+        query = "SELECT value FROM volume_admin_metadata WHERE volume_id = ? AND deleted = 0 AND key = ?"
+        with closing(
+            sqlite3.connect(self.directory / "cinder" / "cinder.sqlite", timeout=SOON_S)
+        ) as database:
+            rows = database.execute(query, (volume_id, "voldrivers:extend")).fetchall()
+        return str(rows[0][0]) if rows else ""
+
+    def usage(self) -> int:
+        """What the project uses of its quota, in GiB, by Cinder's own books."""
+        return int(self.client().quotas.get(PROJECT, usage=True).gigabytes["in_use"])
 
     @contextmanager
     def attached(self, volume_id: str, guest: DeviceGuest) -> Iterator[None]:
@@ -265,14 +301,12 @@ class CinderSite:
         host.plug(volume, there)
         cinder.attachments.complete(made["id"])
         self.wait(volume_id, "in-use")
-        try:
-            yield
-        finally:
-            unplugging = threading.Thread(target=lambda: host.unplug(volume, there))
-            unplugging.start()
-            guest.eject(SOON_S)
-            unplugging.join(SOON_S)
-            cinder.attachments.delete(made["id"])
+        yield
+        unplugging = threading.Thread(target=lambda: host.unplug(volume, there))
+        unplugging.start()
+        guest.eject(SOON_S)
+        unplugging.join(SOON_S)
+        cinder.attachments.delete(made["id"])
 
     def becomes(self, condition: Callable[[], bool], timeout_s: float = SOON_S) -> bool:
         return holds_within(condition, timeout_s)

@@ -58,11 +58,11 @@ class Extends:
 
     def extend(self, volume: Theirs, new_size: int) -> None:
         """Make a volume so many GiB large in every layer. Raises ExtendVolumeError."""
-        if self._completion_s is not None and volume.volume_attachment:
-            self._await_completion(volume, new_size, self._completion_s)
         journal = _Journal(volume)
         extend_id = journal.begin()
         try:
+            if self._completion_s is not None and volume.volume_attachment:
+                self._await_completion(volume, new_size, self._completion_s)
             self._carry(volume, journal, "extend_volume", new_size_bytes=new_size * GiB, extend_id=extend_id)
         except VolDriverError as error:
             self._failed(volume, journal, error)
@@ -106,7 +106,7 @@ class Extends:
         if detail is not None:
             context, extends = volume._context, message_field.Action.EXTEND_VOLUME
             self._messages.create(context, extends, resource_uuid=volume.id, detail=detail)
-        if not journal.may_have_grown():
+        if not journal.may_have_grown() and not isinstance(error, OutcomeUnknown):
             journal.forget()
             before = volume.previous_status or ("in-use" if volume.volume_attachment else "available")
             back = partial(_give_back, volume.id, "error_extending", before)
@@ -154,9 +154,10 @@ class Extends:
     def _await_completion(self, volume: Theirs, new_size: int, limit_s: float) -> None:
         """Leave it to Nova, which reports by os-extend_volume_completion: a hint to look then.
 
-        What Cinder's API needs for that stands in the admin metadata, where it takes it away.
+        What Cinder's API needs for that stands in the admin metadata, where it takes it away. Raises
+        InvalidState where Nova says that it failed and nothing has grown, else OutcomeUnknown: it may yet.
         """
-        context = cinder_context.get_admin_context()
+        context, before_bytes = cinder_context.get_admin_context(), self._backend_bytes(volume)
         metadata = {"extend_new_size": str(new_size), "extend_reservations": "[]"}
         db.volume_admin_metadata_update(context, volume.id, metadata, False)
         instances = [each.instance_uuid for each in volume.volume_attachment if each.instance_uuid]
@@ -167,10 +168,16 @@ class Extends:
                 for key in metadata:
                     db.volume_admin_metadata_delete(context, volume.id, key)
                 reason = f"nobody reported its completion within {limit_s:g} seconds"
-                raise exception.ExtendVolumeError(reason=reason)
+                raise OutcomeUnknown(f"the extend of volume {volume.name} by Nova", reason)
             time.sleep(_POLL_S)
         if "error" in status:
-            raise exception.ExtendVolumeError(reason="its completion was reported as failed")
+            if self._backend_bytes(volume) != before_bytes:
+                what = f"the extend of volume {volume.name} by Nova"
+                raise OutcomeUnknown(what, "it failed, but has grown")
+            raise InvalidState(f"volume {volume.name}", "not extended, says Nova", "extended by it")
+
+    def _backend_bytes(self, volume: Theirs) -> int:
+        return int(self._worker.ask("volume_size", volume=self._ours(volume)))
 
 
 class _Journal:
