@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).parents[1]
 #: Cinder's environment, made once; programs in it.
 ENVIRONMENT = CHECKOUT / "build" / "cinder"
 _ALL_IN_ONE = Path(__file__).parent / "inside" / "cinderinone.py"
-_CONF = """
+CONF = """
 [DEFAULT]
 state_path = {directory}/cinder
 log_file = {directory}/cinder.log
@@ -38,7 +38,7 @@ transport_url = fake://
 auth_strategy = noauth
 host = storage
 enabled_backends = {backends}
-osapi_volume_listen = 127.0.0.1
+osapi_volume_listen = {listen}
 osapi_volume_listen_port = {port}
 osapi_volume_workers = 1
 api_paste_config = {environment}/etc/cinder/api-paste.ini
@@ -58,7 +58,7 @@ auth_type = none
 endpoint = http://127.0.0.1:{nova}/v2.1
 token_auth_url = http://127.0.0.1:{nova}/v3
 """
-_SECTION = """
+SECTION = """
 [{name}]
 volume_driver = voldrivers.integrations.cinder.CinderDriver
 volume_backend_name = {name}
@@ -166,7 +166,7 @@ class CinderSite:
         self.port = free_port()
         facts = {"directory": self.directory, "port": self.port, "nova": self.nova.port}
         names = ",".join(self.backends)
-        conf = _CONF.format(**facts, backends=names, environment=self.environment)
+        conf = CONF.format(**facts, backends=names, listen="127.0.0.1", environment=self.environment)
         for name, backend in self.backends.items():
             self.share(name).mkdir()
             table = f'[backend.{name}]\ndriver = "{backend.driver}"\nshare = "share-{name}"\n'
@@ -174,7 +174,7 @@ class CinderSite:
                 f'state_dir = "state"\n{table}[policy]\n{backend.policy}\n[host.compute]\nkind = "agent"\n'
                 f'known_as = "compute.example.org"\nurl = "{agent_at}"\ntoken_file = "agent.token"\n'
             )
-            conf += _SECTION.format(name=name, **facts) + backend.section
+            conf += SECTION.format(name=name, **facts) + backend.section
         (self.directory / "cinder.conf").write_text(conf)
         (self.directory / "cinder").mkdir()
         self._program("bin/cinder-manage", "db", "sync")

@@ -79,14 +79,15 @@ def test_killed_at_a_request(
 def killing(site: CinderSite, between: Between, number: int, *, is_after: bool) -> Meddle:
     """Kill Cinder when the agent is asked for the nth time, before it hears of it or when it has answered."""
 
+    cinder = site.cinder
+
     def meddle(passing: Passing) -> tuple[int, bytes]:
-        answer = (200, b"{}")
         is_it = len(between.seen) == number + 1
         if is_it and not is_after:
-            site.cinder.kill()
+            cinder.kill()
         answer = passing.forward()
-        if is_it:
-            site.cinder.kill()
+        if is_it and is_after:
+            cinder.kill()
         return answer
 
     return meddle
