@@ -27,7 +27,8 @@ _PREPARE = """
 mkdir -p {there}/cinder
 cp /etc/voldrivers/token /etc/voldrivers/identity.pem {there}
 cp /etc/voldrivers/voldrivers.toml {there}/lvm.toml
-printf 'state_dir = "/var/lib/voldrivers"\\n[backend.nfs]\\ndriver = "nfs"\\nshare = "storage:/"\\n' >{there}/nfs.toml
+printf 'state_dir = "/var/lib/voldrivers"\\n[backend.nfs]\\n' >{there}/nfs.toml
+printf 'driver = "nfs"\\nshare = "storage:/"\\n' >>{there}/nfs.toml
 sed --quiet '/^.host/,$p' {there}/lvm.toml >>{there}/nfs.toml
 for each in lvm nfs; do printf '[policy]\\ndeadline_s = 60.0\\n' >>{there}/$each.toml; done
 cat >{there}/cinder.conf <<'END'

@@ -177,12 +177,14 @@ class Duties:
     def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
         """Let a host reach a volume."""
         with self._working_on(volume):
-            return self.driver.initialize_connection(_others(volume, connector), connector)
+            ours = self._known_connector(connector)
+            return self.driver.initialize_connection(_others(self._known(volume), ours), ours)
 
     def terminate_connection(self, volume: Volume, connector: Connector) -> None:
         """Take back what `initialize_connection` gave, where no other attachment of that host needs it."""
         with self._working_on(volume):
-            self.driver.terminate_connection(_others(volume, connector), connector)
+            ours = self._known_connector(connector)
+            self.driver.terminate_connection(_others(self._known(volume), ours), ours)
 
     def connect_here(self, volume: Volume, connection_info: ConnectionInfo) -> str:
         """Make a volume appear on this machine, for a copy of an image say; give its path."""
@@ -257,18 +259,32 @@ class Duties:
 
     def _found(self, volume: Volume) -> Volume:
         """Have the hosts say where what the platform has attached is; a lost export comes back."""
-        return replace(volume, attachments=tuple(self._found_one(volume, a) for a in volume.attachments))
+        known = self._known(volume)
+        return replace(known, attachments=tuple(self._found_one(known, each) for each in known.attachments))
 
     def _found_one(self, volume: Volume, attachment: Attachment) -> Attachment:
         connector = attachment.connector or Connector(attachment.host)
         info = self.driver.initialize_connection(_others(volume, connector), connector)
         if attachment.connection_info is not None and attachment.connection_info.encrypted:
             info = replace(info, properties={**info.properties, "encrypted": "true"})
-        there = replace(attachment, host=self._known_as(attachment.host), connection_info=info)
-        return found(self.hosts, volume, there)
+        return found(self.hosts, volume, replace(attachment, connection_info=info))
 
-    def _known_as(self, name: str) -> str:
-        """Give our name of a host that the platform knows by another one."""
+    def _known(self, volume: Volume) -> Volume:
+        """Give a volume with our names of the hosts that have it."""
+        renamed = (
+            replace(
+                each,
+                host=self._our_name(each.host),
+                connector=self._known_connector(each.connector) if each.connector else None,
+            )
+            for each in volume.attachments
+        )
+        return replace(volume, attachments=tuple(renamed))
+
+    def _known_connector(self, connector: Connector) -> Connector:
+        return replace(connector, host=self._our_name(connector.host))
+
+    def _our_name(self, name: str) -> str:
         ours = (host for host, entry in self.config.hosts.items() if _platforms_name(entry) == name)
         return next(ours, name)
 
