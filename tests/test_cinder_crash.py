@@ -12,7 +12,11 @@ from servicesite import SOON_S
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.sizes import GiB
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000), pytest.mark.needs("qemu-system-x86_64", "qemu-img")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.needs("qemu-system-x86_64", "qemu-img"),
+]
 #: Longer than Cinder's queue is given to deliver a call of which nothing was begun.
 _GIVEN_BACK_S = 120.0
 

@@ -73,8 +73,9 @@ class TwoMachines:
                 command.wait(3000.0)
 
         threading.Thread(target=to_its_end, daemon=True).start()
-        both = f"grep -c 'Driver post RPC initialization completed' {_THERE}/cinder.log"
-        shell(self.lab, "storage", f"until [ $({both} || true) = 2 ]; do sleep 0.5; done", 400)
+        both = f"[ $(grep -c 'Driver post RPC initialization completed' {_THERE}/cinder.log || true) = 2 ]"
+        waited = f"for second in $(seq 400); do ! {both} || exit 0; sleep 1; done"
+        shell(self.lab, "storage", f"{waited}; grep -v INFO {_THERE}/cinder.log | tail -50 >&2; exit 1", 500)
 
     @property
     def _environment(self) -> dict[str, str]:
