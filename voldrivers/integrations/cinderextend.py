@@ -85,13 +85,12 @@ class Extends:
         """Have the worker extend; one that has died meanwhile is replaced, and looks what there is."""
         try:
             grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
-        except OutcomeUnknown:
+        except OutcomeUnknown as error:
+            LOG.warning("Volume %s: %s; looking again", volume.id, error)
             extend = journal.extend
-            if extend is None or not extend.phase.under_way:
-                raise
-            LOG.warning("The outcome of an extend of volume %s is unknown: looking again", volume.id)
-            again = {"volume": self._ours(volume), "extend": extend}
-            grown = self._worker.ask("resume_extend", journal.record, **again)
+            if extend is not None:
+                duty, arguments = "resume_extend", {"extend": extend}
+            grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
         if grown.reason:
             LOG.warning("Volume %s: %s", volume.id, grown.reason)
         journal.forget()
