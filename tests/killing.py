@@ -263,8 +263,7 @@ def counted_run(points: Points) -> Callable[..., Completed]:
     """Make every program a point."""
 
     def run(argv: Sequence[str], *, timeout_s: float) -> Completed:
-        # After prlimit and its limits, if there are any, comes the program.
-        program = argv[argv.index("--") + 1 :] if argv[0] == "prlimit" else argv
+        program = argv[argv.index("qemu-img") :] if "qemu-img" in argv else argv  # it runs inside limits
         with points.point(f"run {program[0]} {program[1]}"):
             return process.run(argv, timeout_s=timeout_s)
 

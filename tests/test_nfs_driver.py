@@ -682,7 +682,7 @@ def test_a_file_too_large_for_the_file_system_is_an_invalid_size(
 def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("prlimit", "stat"):
+    for tool in ("prlimit", "env", "stat"):
         (tools / tool).symlink_to(str(shutil.which(tool)))
     monkeypatch.setenv("PATH", str(tools))
     with pytest.raises(CommandFailed, match="qemu-img"):

@@ -4,7 +4,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from test_nfs_driver import Share, check, running_guest, write
 
 from voldrivers import process
 from voldrivers.abilities import Merge
+from voldrivers.base import Completed
 from voldrivers.errors import (
     BackendError,
     InvalidInput,
@@ -118,6 +119,29 @@ def test_zeros_that_were_written_over_content_stay_zeros(share: Share) -> None:
     volume = drop(share, volume, "a")
     check(share.path(volume), "qcow2", 0, 131072, 0)
     check(share.path(volume), "qcow2", 131072, MiB - 131072, 7)
+
+
+def test_the_limits_of_a_merge_and_of_a_copy_leave_room_for_all_threads_of_qemu(share: Share) -> None:
+    """A request that finds no thread free gets one more, up to 64; how many there will be, nobody knows."""
+    busy: list[str] = []
+
+    def many_at_once(argv: Sequence[str], *, timeout_s: float) -> Completed:
+        if "rebase" in argv or "convert" in argv:
+            limited = argv[: argv.index("qemu-img") + 1]
+            requests = ["bench", "-q", "-f", "raw", "-d", "64", "-c", "500", str(image)]
+            for _ in range(5):
+                process.run([*limited, *requests], timeout_s=20)
+            busy.append(argv[len(limited)])
+        return process.run(argv, timeout_s=timeout_s)
+
+    image = share.directory / "image"
+    image.touch()
+    os.truncate(image, 100 * MiB)
+    watched = Share(share.directory, many_at_once)
+    source = watched.create()
+    watched.driver.clone_volume(Volume("2", "vol-2", "files", MiB), PLAIN, source)
+    drop(watched, take(watched, source, "a"), "a")
+    assert busy == ["convert", "rebase"]
 
 
 @pytest.mark.parametrize("merged", [False, True])

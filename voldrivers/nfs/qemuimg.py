@@ -15,7 +15,11 @@ from voldrivers.errors import CommandFailed, NotSupported
 
 #: A crafted image can make qemu-img eat memory and time (CVE-2015-5162), so it runs inside limits; the
 #: figures are those of Cinder and Nova. prlimit(1) costs 1 ms, oslo.concurrency's own way 22 ms.
-_LIMITED = ("prlimit", "--as=1073741824", "--cpu=30", "--")
+_MEMORY, _CPU_S = "--as=1073741824", 30
+#: QEMU has up to 64 threads, and glibc gives each a part of the address space for its own allocations, 64 MiB
+#: and more: one merge in a hundred found no room for a thread and was aborted (QEMU 7.2.22, glibc 2.36). With
+#: one part for all of them (mallopt(3)) each takes no more than its stack, 8 MiB.
+_SHARED = ("env", "MALLOC_ARENA_MAX=1")
 _ANSWER_S = 60.0
 #: Allocation can be slow: the file system may have to write every block (tmpfs, some NFS servers).
 _ALLOCATE_S = 600.0
@@ -110,9 +114,9 @@ def _json(layers: Layers) -> str:
 
 def _copy(run: Run, arguments: Sequence[str], copied_bytes: int) -> None:
     slow_s = copied_bytes / _COPIED_BYTES_PER_S
-    limits = [*_LIMITED[:2], f"--cpu={30 + int(slow_s)}", "--"]
-    run([*limits, "qemu-img", *arguments], timeout_s=_ALLOCATE_S + slow_s)
+    _qemu_img(run, arguments, _ALLOCATE_S + slow_s, _CPU_S + int(slow_s))
 
 
-def _qemu_img(run: Run, arguments: Sequence[str], timeout_s: float) -> None:
-    run([*_LIMITED, "qemu-img", *arguments], timeout_s=timeout_s)
+def _qemu_img(run: Run, arguments: Sequence[str], timeout_s: float, cpu_s: int = _CPU_S) -> None:
+    limited = ("prlimit", _MEMORY, f"--cpu={cpu_s}", "--", *_SHARED)
+    run([*limited, "qemu-img", *arguments], timeout_s=timeout_s)
