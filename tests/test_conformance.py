@@ -11,15 +11,16 @@ from liars.declaration import LacksAMethod
 from liars.extend_in_use import ClearsDetachedOnly
 from liars.liar import Liar
 
+from voldrivers.abilities import Merge
 from voldrivers.capabilities import Capabilities
 from voldrivers.conformance import Level, Verdict, catalogue, memory, run_checks
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import RESERVED, Check
 from voldrivers.conformance.memory import MemoryOracle
 from voldrivers.conformance.runner import run_check
-from voldrivers.errors import InvalidState
+from voldrivers.errors import BackendError, InvalidState
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
-from voldrivers.model import Attachment, ExtendReply, Volume
+from voldrivers.model import Attachment, ExtendReply, Snapshot, Volume
 
 
 class OfflineDriver(MemoryDriver):
@@ -87,6 +88,20 @@ def test_every_check_ends_with_all_sizes_compared() -> None:
         Check("LIF-001", "it is about something else", leave_behind), memory.subject(MemoryDriver)
     )
     assert (result.verdict, result.invariant) == (Verdict.FAILED, "I1"), result
+
+
+def test_what_cannot_be_taken_away_is_told_by_its_cause() -> None:
+    class Burnt(MemoryDriver):
+        def delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> Merge | None:
+            raise BackendError("the shelf", "has burnt")
+
+    def snapped(bench: Bench) -> None:
+        bench.engine.create_snapshot(bench.create().id, bench.name())
+
+    result = run_check(Check("X-001", "none", snapped), memory.subject(Burnt))
+    assert result.verdict is Verdict.FAILED
+    assert result.text.startswith("BackendError: the shelf: has burnt; then: volume ")
+    assert "which is deleting, must be finished with it" in result.text
 
 
 def test_what_there_was_no_time_to_strike_is_told() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from voldrivers.conformance.verdicts import Broken
 from voldrivers.errors import VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Attachment, Volume, VolumeStatus
@@ -22,17 +23,30 @@ def check_steady(bench: "Bench") -> None:
 def take_away(engine: Engine, detach: Callable[[Volume, Attachment], None]) -> None:
     """Detach, and remove snapshots and volumes of an engine; what fails does not keep the rest from it.
 
-    Raises the last of what failed, the others as its context.
+    Raises the first of what failed, the others as its notes: most of them follow from it.
     """
+    failed: list[VolDriverError | Broken] = []
+
+    def tried(act: Callable[..., None], *things: object) -> None:
+        try:
+            act(*things)
+        except (VolDriverError, Broken) as error:
+            failed.append(error)
+
     with suppress(VolDriverError):
         engine.resume()
     with ExitStack() as ending:
         for volume in engine.volumes():
-            ending.callback(_delete, engine, volume.id)
+            ending.callback(tried, _delete, engine, volume.id)
             for snapshot in volume.snapshots:
-                ending.callback(engine.delete_snapshot, snapshot.id)
+                ending.callback(tried, engine.delete_snapshot, snapshot.id)
             for attachment in volume.attachments:
-                ending.callback(detach, volume, attachment)
+                ending.callback(tried, detach, volume, attachment)
+    if failed:
+        first, *others = failed
+        for each in others:
+            first.add_note(f"then: {each}")
+        raise first
 
 
 def _delete(engine: Engine, volume_id: str) -> None:

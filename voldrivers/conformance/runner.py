@@ -93,13 +93,16 @@ def _judged(act: Callable[[], None], benches: list[Bench]) -> tuple[Verdict, str
     try:
         act()
     except (Broken, Overdue) as said:
-        text = "; ".join([said.text, *getattr(said, "__notes__", [])])
-        return Verdict.FAILED, text, said.invariant, said.readings
+        return Verdict.FAILED, _with_notes(said.text, said), said.invariant, said.readings
     except VolDriverError as error:
-        return Verdict.FAILED, f"{type(error).__name__}: {error}", "I9", {}
+        return Verdict.FAILED, _with_notes(f"{type(error).__name__}: {error}", error), "I9", {}
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a driver may raise all, the next check must run
         return _other(error, benches)
     return Verdict.PASSED, "; ".join(text for bench in benches for text in bench.told), "", {}
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _other(error: BaseException, benches: list[Bench]) -> tuple[Verdict, str, str, Mapping[str, object]]:
