@@ -238,7 +238,6 @@ def files(tmp_path: Path) -> Iterator[Subject]:
 @pytest.mark.slow
 @pytest.mark.needs("qemu-system-x86_64", "qemu-img", "mkfs.ext4")
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of one's own needs root")
-@pytest.mark.full
 def test_files_in_a_directory(files: Subject, tier: str) -> None:
     outcome = run_machine(files, seed=2026, budget_s=REAL_S[tier])
     print(f"{outcome.examples} walks, {outcome.steps} steps in {outcome.seconds:.1f} s")
