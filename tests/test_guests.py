@@ -1,10 +1,15 @@
 """The guests: what they see of a disk that QEMU really grows."""
 
+import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,7 @@ from voldrivers.errors import (
     NotSupported,
     OutcomeUnknown,
 )
+from voldrivers.guests import qtest
 from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.guests.image import prepare
 from voldrivers.guests.linux import LinuxGuest
@@ -136,6 +142,59 @@ def test_a_slot_can_be_used_again(guest: DeviceGuest) -> None:
     assert (disk.slot, disk.capacity_bytes()) == (used.slot, 2 * MiB)
     disk.write(0, b"2" * SECTOR_BYTES)
     assert disk.read(0) == b"2" * SECTOR_BYTES
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt before the so-many-th instruction that is taken in the bus."""
+    left = itertools.count(step, -1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:  # Any: itself, whose type has no name
+        if frame.f_code.co_filename != qtest.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left) == 0:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_a_question_that_is_interrupted_anywhere_spoils_no_later_answer(guest: DeviceGuest) -> None:
+    plug(guest, "vol-1", 3 * MiB)
+    disk = guest.disk("vol-1")
+    for step in itertools.count():
+        try:
+            with interrupted_at(step):
+                disk.capacity_bytes()
+        except KeyboardInterrupt:
+            assert disk.capacity_bytes() == 3 * MiB, f"after an interruption at {step}"
+        else:
+            break
+    assert step > 100
+
+
+def test_a_large_write_that_is_interrupted_spoils_no_later_answer(ram_path: Path) -> None:
+    with DeviceGuest(ram_path, answer_s=0.3) as guest:
+        plug(guest, "vol-1", 3 * MiB)
+        disk, content = guest.disk("vol-1"), os.urandom(MiB)
+        for _ in range(3):
+            os.kill(guest.pid, signal.SIGSTOP)
+            for unanswered in (lambda: disk.write(0, content), disk.capacity_bytes):
+                with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.3 seconds"):
+                    unanswered()
+            os.kill(guest.pid, signal.SIGCONT)
+            assert disk.capacity_bytes() == 3 * MiB
+        disk.write(0, content)
+        assert disk.read(0, MiB // SECTOR_BYTES) == content
+        guest.kill()
+        with pytest.raises(BackendError, match="QEMU"):
+            disk.capacity_bytes()
 
 
 def test_the_guests_own_calls_leave_the_qmp_socket_free(guest: DeviceGuest) -> None:

@@ -13,12 +13,14 @@ from voldrivers.errors import BackendError, OutcomeUnknown
 _PCI_ADDRESS, _PCI_VALUE, _PCI_ENABLE = 0xCF8, 0xCFC, 1 << 31
 #: The port instructions by the bytes they move.
 _WIDTHS = {1: "b", 2: "w", 4: "l"}
+_RECEIVED_BYTES = 1 << 16
 
 
 class Bus:
     """A connection to a qtest socket, open until `close`.
 
-    Every call raises BackendError when QEMU refuses or is gone, OutcomeUnknown without an answer in time.
+    Every call raises BackendError when QEMU refuses or is gone, OutcomeUnknown without an answer in time. One
+    that is interrupted, or gets no answer in time, spoils none after it: that passes over what is late.
     """
 
     def __init__(self, path: Path, answer_s: float | None) -> None:
@@ -27,11 +29,13 @@ class Bus:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(answer_s)
         self._socket.connect(str(path))
-        self._answers = self._socket.makefile("rb")
+        self._received = b""
+        #: False while an answer is awaited, and from then on when that was interrupted.
+        self._in_step = True
+        self._given_up = 0
 
     def close(self) -> None:
         """Close it. May be called again."""
-        self._answers.close()
         self._socket.close()
 
     def port(self, port: int, width: int) -> int:
@@ -64,14 +68,41 @@ class Bus:
     def _ask(self, request: str) -> str:
         subject = f"{request[:40]} at {self._path}"
         try:
+            if not self._in_step:
+                self._catch_up()
+            self._in_step = False
             self._socket.sendall(request.encode() + b"\n")
-            answer = self._answers.readline().decode()
+            answer = self._line()
+            self._in_step = True
         except TimeoutError as error:
             limit_s = self._socket.gettimeout()
             raise OutcomeUnknown(subject, f"no answer within {limit_s:g} seconds") from error
         except OSError as error:
             raise BackendError(subject, f"QEMU is gone: {error.strerror}") from error
-        word, _, value = answer.strip().partition(" ")
+        word, _, value = answer.partition(" ")
         if word != "OK":
-            raise BackendError(subject, answer.strip() or "QEMU closed the connection")
+            raise BackendError(subject, answer or "QEMU closed the connection")
         return value
+
+    def _catch_up(self) -> None:
+        """Pass over answers to what was given up on: nobody knows how many there are, nor which were read.
+
+        QEMU answers in order, so all of them come before the answer to a request that is like no other one. A
+        line that was sent in part is ended first, by a space: of a line without a word QEMU would die.
+        """
+        self._given_up += 1
+        mark = f"caught-up-{self._given_up}"
+        self._socket.sendall(f" \n{mark}\n".encode())
+        while mark not in (line := self._line()):
+            if not line:
+                return  # QEMU is gone; whoever asks is told so
+
+    def _line(self) -> str:
+        """Give the next line that QEMU sends; "" when it has closed the connection."""
+        while b"\n" not in self._received:
+            some = self._socket.recv(_RECEIVED_BYTES)
+            if not some:
+                return ""
+            self._received += some
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode().strip()
