@@ -104,6 +104,8 @@ def test_a_plan_starts_nothing_and_reaches_for_no_host(vendor: Vendor, tmp_path:
     (tmp_path / "far.toml").write_text(far)
     code, said = vendor.run("conform", DRIVER, "--config", str(tmp_path / "far.toml"))
     assert (code, "on 1 host;" in said, "nothing was touched" in said) == (0, True, True), said
+    code, said = vendor.conform("--replay", "/nowhere")
+    assert (code, "/nowhere" in said) == (3, True), said
 
 
 def test_a_pool_in_use_is_not_marked(vendor: Vendor) -> None:
@@ -381,5 +383,6 @@ def test_what_is_wrong_is_told(vendor: Vendor, tmp_path: Path) -> None:
     assert (code, "drivers: there is no such table" in str(text)) == (3, True)
     code, text = said("acme.driver:NoDriver", "--config", "conform.toml")
     assert (code, "cannot be loaded" in str(text)) == (6, True)
-    code, text = said("--explain", "EXI-003")
+    assert said("--explain", "mac-004")[1].startswith("MAC-004: in any order of operations:")
+    code, text = said("--explain", "exi-003")
     assert (code, str(text).startswith("EXI-003: what was written stays")) == (0, True)

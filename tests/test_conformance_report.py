@@ -41,7 +41,7 @@ def result(check: Check, verdict: Verdict, text: str = "") -> Result:
     [
         (DECLARED, Verdict.PASSED, NA, Proof.CONFIRMED),
         (DECLARED, Verdict.FAILED, NA, Proof.OVERCLAIM),
-        (DECLARED, Verdict.FIXED, NA, Proof.OVERCLAIM),
+        (DECLARED, Verdict.FIXED, NA, Proof.CONFIRMED),
         (DECLARED, Verdict.KNOWN, NA, Proof.UNVERIFIED),
         (DECLARED, Verdict.NOT_RUN, NA, Proof.UNVERIFIED),
         (NOT_DECLARED, NA, Verdict.PASSED, Proof.CONFIRMED_ABSENT),

@@ -48,6 +48,7 @@ def conform(args: Namespace) -> int:
         raise InvalidInput("conform", "needs the driver, and its file: --config FILE")
     config, kind = read_config(Path(args.config)), find_driver(args.driver)
     checks = () if args.replay else _chosen(args.profile, args.only)
+    trace = read_trace(Path(args.replay)) if args.replay else None
     ids = [check.id for check in (*catalogue(), *machine_checks())]
     known = read_known(Path(args.known), ids) if args.known else {}
     subject = find_subject(kind, config)
@@ -65,7 +66,7 @@ def conform(args: Namespace) -> int:
         check_s=config.limits.check_s,
         walks_s=_walks_s(args),
         seed=args.seed,
-        trace=read_trace(Path(args.replay)) if args.replay else None,
+        trace=trace,
         reproduce=shlex.join(["voldrivers", *sys.argv[1:]]),
         facts={"driver": args.driver, "config": str(config.path), "directory": os.getcwd()},
     )
@@ -123,17 +124,19 @@ def _chosen(profile: str, only: Sequence[str]) -> Sequence[Check]:
     checks = [check for check in catalogue() if profile == "all" or check.smoke]
     if not only:
         return checks
-    for each in only:
-        if not any(each in (check.id, check.group) for check in catalogue()):
+    wanted = {each.upper() for each in only}
+    for each in wanted:
+        if not any(each in (check.id, check.group) for check in (*catalogue(), *machine_checks())):
             raise InvalidInput(f"check {each}", "there is no check and no group of this name")
-    return [check for check in catalogue() if check.id in only or check.group in only]
+    return [check for check in catalogue() if wanted & {check.id, check.group}]
 
 
 def _walks_s(args: Namespace) -> float:
     """How long the stateful machine walks: where all is tried, unless something else is said."""
     if args.budget is not None:
         return float(args.budget)
-    return 0.0 if args.only or args.profile != "all" else _WALKS_S
+    walks = any(each.upper().startswith("MAC") for each in args.only)
+    return _WALKS_S if walks or (not args.only and args.profile == "all") else 0.0
 
 
 def _plan(
@@ -144,6 +147,7 @@ def _plan(
     rows = [(check.id, check.not_for(declared) or "runs", check.invariant) for check in checks]
     runs = [row for row in rows if row[1] == "runs"]
     facts = [
+        *([f"a walk of {len(read_trace(Path(args.replay)).steps)} steps"] if args.replay else []),
         f"{len(runs)} of {len(rows)} checks, {'with' if subject.oracle else 'without'} an oracle,"
         f" on {hosts} host{'s' if hosts > 1 else ''};"
         f" their volumes take at most {format_size(subject.max_bytes)} of pool {subject.pool} at a time",
@@ -177,7 +181,10 @@ def _say_report(args: Namespace, report: Report) -> int:
         rows = [(e.capability, e.declared, str(e.proof)) for e in report.evidence]
         totals = ", ".join(f"{count} {verdict}" for verdict, count in report.totals.items())
         where = [f"results are in {args.out}"] if args.out else []
-        said = [f"{totals} in {report.seconds:.0f} s", f"the driver is {report.verdict}", *where]
+        open_ones = [f"{check.id} {check.shown(result.verdict)}" for check, result in report.rows]
+        open_ones = [each for each in open_ones if not each.endswith((" PASS", " N/A"))]
+        because = f": {', '.join(open_ones)}" if open_ones else ""
+        said = [f"{totals} in {report.seconds:.0f} s", f"the driver is {report.verdict}{because}", *where]
         write_lines(["", *table(("CAPABILITY", "DECLARED", "PROOF"), rows), "", *said])
     return EXIT_CODES[report.verdict]
 
@@ -185,6 +192,8 @@ def _say_report(args: Namespace, report: Report) -> int:
 def _write_repros(args: Namespace, report: Report) -> None:
     """Write a script for each check that failed, which runs it again and leaves what it made."""
     directory = Path(args.out) / "repro"
+    for earlier in directory.glob("*.sh"):
+        earlier.unlink()
     for check, result in report.rows:
         if result.verdict not in _TOLD:
             continue
@@ -201,7 +210,9 @@ def _write_repros(args: Namespace, report: Report) -> None:
 
 
 def _explain(args: Namespace) -> int:
-    check, *others = _chosen("all", [args.explain])
+    found = _chosen("all", [args.explain])
+    walked = [each for each in machine_checks() if args.explain.upper() in (each.id, each.group)]
+    check, *others = (*found, *walked)
     if others:
         raise InvalidInput(
             f"check {args.explain}",

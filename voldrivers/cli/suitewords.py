@@ -28,8 +28,8 @@ def add_suite(words: Words, everywhere: argparse.ArgumentParser) -> None:
         "Without --destroy it says what would be run, and touches nothing. --config is the file of the\n"
         "run (docs/conformance.md).\n\n"
         "exit codes:\n    0  conformant\n    1  non-conformant\n"
-        "    2  inconclusive: the suite itself failed\n"
-        "    3  not run: a key is missing, or the input is wrong\n"
+        "    2  inconclusive: the suite itself failed; or the command line is wrong\n"
+        "    3  not run: a key is missing, or the input is wrong (6: the driver cannot be loaded)\n"
         "    4  partial: something could not be run, or is known to fail"
     )
     scratch = group(words, "scratch", "pools that may be destroyed")
