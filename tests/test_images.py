@@ -32,7 +32,7 @@ from voldrivers.errors import (
 from voldrivers.extend.catalog import Catalog, Description
 from voldrivers.images import Growth, ImageProgress, WriteOptions, WrittenImage, flow, read_image, target
 from voldrivers.images.flow import Limits
-from voldrivers.images.records import ImageState
+from voldrivers.images.records import ImageRecord, ImageRecords, ImageState
 from voldrivers.images.source import Source
 from voldrivers.images.writing import write_image
 from voldrivers.model import AttachmentState, VolumeStatus
@@ -512,6 +512,15 @@ def test_an_image_over_its_limit(images: ImageSite) -> None:
         write(images, io.BytesIO(noise(9 * SMALL)), growth=small_growth(GiB, 2 * SMALL))
     check_not_whole(images, caught.value)
     assert images.volume.size_bytes <= 2 * SMALL
+
+
+def test_what_is_recorded_and_its_message_are_one(images: ImageSite) -> None:
+    write(images, io.BytesIO(b"image"))
+    with images.engine() as engine:
+        records, volume = ImageRecords(engine.store), engine.volume(NAME)
+        with pytest.raises(InvalidInput):
+            records.put(volume, ImageRecord(ImageState.BROKEN), "no UTF-8: \udcff")
+        assert records.get(volume) == ImageRecord(ImageState.WHOLE, 5, hashlib.sha256(b"image").hexdigest())
 
 
 def test_an_interrupted_one(images: ImageSite) -> None:

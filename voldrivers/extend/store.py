@@ -4,7 +4,7 @@ Each change is one transaction that compares what it expects to find, so two pro
 win. Nothing here calls a driver or a host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,9 +278,10 @@ class Store:
         )
         return tuple(map(records.to_message, rows))
 
-    def note(self, volume: Volume, text: str) -> None:
-        """Leave a message for the operator."""
+    def note(self, volume: Volume, text: str, change: Callable[[], object] = lambda: None) -> None:
+        """Leave a message for the operator; what `change` changes is committed with it."""
         with self.database.transaction():
+            change()
             self._note(volume.id, text)
 
     # --- inside a transaction
@@ -344,7 +345,5 @@ class Store:
 
     def _note(self, volume_id: str, text: str) -> None:
         if text:
-            self.database.change(
-                "INSERT INTO messages (volume_id, at, text) VALUES (?, ?, ?)",
-                (volume_id, utc_now().isoformat(), text),
-            )
+            values = (volume_id, utc_now().isoformat(), text)
+            self.database.change("INSERT INTO messages (volume_id, at, text) VALUES (?, ?, ?)", values)

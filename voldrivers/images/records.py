@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from voldrivers.extend.store import Store
 from voldrivers.model import Volume, utc_now
@@ -41,18 +42,10 @@ class ImageRecords:
 
     def put(self, volume: Volume, record: ImageRecord, message: str) -> None:
         """Record what stands in a volume from now on, and tell its operator."""
-        values = (
-            volume.id,
-            record.state,
-            record.size_bytes,
-            record.sha256,
-            record.md5,
-            utc_now().isoformat(),
+        statement = (
+            "INSERT OR REPLACE INTO images (volume_id, state, size_bytes, sha256, md5, at)"
+            " VALUES (?, ?, ?, ?, ?, ?)"
         )
-        with self._store.database.transaction():
-            self._store.database.change(
-                "INSERT OR REPLACE INTO images (volume_id, state, size_bytes, sha256, md5, at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
-        self._store.note(volume, message)
+        image = (record.state, record.size_bytes, record.sha256, record.md5, utc_now().isoformat())
+        change = partial(self._store.database.change, statement, (volume.id, *image))
+        self._store.note(volume, message, change)
