@@ -17,7 +17,8 @@ from imagesite import NAME, SMALL, ImageSite, detached_afterwards
 from realsite import Child, Kind, RealSite, mounted
 
 from voldrivers import process
-from voldrivers.errors import BackendError, InvalidState, NoSpace, NotSupported, VolDriverError
+from voldrivers.cli.imagefiles import sink_to
+from voldrivers.errors import BackendError, InvalidInput, InvalidState, NoSpace, NotSupported, VolDriverError
 from voldrivers.images import Growth, WriteOptions, WrittenImage, read_image, write_image
 from voldrivers.images.records import ImageRecords, ImageState
 from voldrivers.model import VolumeStatus
@@ -312,6 +313,69 @@ def test_files_and_pipes_and_documents(command: RealSite) -> None:
     assert ran("read", NAME, "--size", "1K").stdout == content[:1024]
 
 
+def test_two_commands_do_not_write_one_file(command: RealSite) -> None:
+    assert ran("write", NAME, stdin=b"image").returncode == 0
+    back, part = command.directory / "back", command.directory / ".back.part"
+    with part.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"another image, half of it")
+        other.flush()
+        refused = ran("read", NAME, "--to", str(back))
+        assert (refused.returncode, b"being written by another process" in refused.stderr) == (5, True)
+        assert part.read_bytes() == b"another image, half of it"
+    assert ran("read", NAME, "--to", str(back)).returncode == 0  # what a killed one has left is taken over
+    assert back.read_bytes() == b"image"
+    assert not part.exists()
+
+
+def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(command: RealSite) -> None:
+    other = command.directory / "other"
+    other.write_bytes(b"kept")
+    (command.directory / ".back.part").symlink_to(other)
+    refused = ran("read", NAME, "--to", str(command.directory / "back"))
+    assert (refused.returncode, b".back.part: cannot be written" in refused.stderr) == (8, True)
+    assert other.read_bytes() == b"kept"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(command: RealSite) -> None:
+    back = command.directory / "back"
+
+    def write_both() -> None:
+        with sink_to(str(back)) as sink:
+            sink.write(b"image")
+            back.write_bytes(b"kept")
+
+    with pytest.raises(InvalidInput, match="is there already"):
+        write_both()
+    assert back.read_bytes() == b"kept"
+    assert not (command.directory / ".back.part").exists()
+
+
+def test_a_file_without_a_size_is_read_to_its_end(command: RealSite) -> None:
+    done = json.loads(ran("write", NAME, "--from", "/proc/version", "--json").stdout)
+    assert done["size_bytes"] == len(Path("/proc/version").read_bytes())
+
+
+@pytest.mark.parametrize(("verb", "close"), [("write", "<&-"), ("read", ">&-")])
+def test_standard_input_or_output_that_is_closed_is_refused(command: RealSite, verb: str, close: str) -> None:
+    argv = ["bash", "-c", f'exec "$@" {close}', "bash", COMMAND, "image", verb, NAME]
+    refused = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+    assert (refused.returncode, b"is closed: give" in refused.stderr) == (3, True), refused.stderr
+    assert state_of(command) is None
+
+
+def test_a_named_pipe_without_a_writer_can_be_stopped(command: RealSite) -> None:
+    pipe = command.directory / "pipe"
+    os.mkfifo(pipe)
+    with started("write", NAME, "--from", str(pipe)) as running:
+        assert running.stderr
+        channel = f"/proc/{running.pid}/wchan"
+        wait_until(lambda: Path(channel).read_text() == "wait_for_partner", 20, "it to open the pipe")
+        running.send_signal(signal.SIGINT)
+        assert b"interrupted; nothing was changed" in running.stderr.read()
+    assert running.returncode == 130
+
+
 def test_a_wrong_size_of_a_file_is_refused_and_of_a_pipe_found_out(command: RealSite) -> None:
     image, content = command.directory / "image", noise(MiB)
     image.write_bytes(content)
@@ -332,7 +396,11 @@ def test_a_wrong_size_of_a_file_is_refused_and_of_a_pipe_found_out(command: Real
         (["write", NAME, "--from", "/"], 3, b"Is a directory"),
         (["write", NAME, "--from", "/dev/null"], 3, b"is empty"),
         (["write", NAME, "--size", "much"], 3, b"--size much"),
-        (["write", NAME, "--overshoot", "0"], 3, b"must be a size"),
+        (["write", NAME, "--overshoot", "0"], 3, b"--overshoot 0: must be a size"),
+        (["read", NAME, "--json"], 3, b"standard output gets the image"),
+        (["read", NAME, "--to", ""], 3, b"is not the name of a file"),
+        (["read", NAME, "--to", "."], 3, b"is not the name of a file"),
+        (["read", NAME, "--to", "nowhere/"], 3, b"is not the name of a file"),
         (["write", NAME, "--stall", "never"], 2, b"must be a number of seconds"),
         (["read", NAME, "--to", "/nowhere/file"], 8, b"cannot be written"),
         (["read", NAME, "--size", "1T"], 3, b"no more in it than its size"),

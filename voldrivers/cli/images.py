@@ -1,20 +1,17 @@
 """`image write` and `image read`: bytes between a file or pipe and a volume that is attached here."""
 
-import os
-import stat
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import FileIO
-from pathlib import Path
 
 from voldrivers.cli import failures
+from voldrivers.cli.imagefiles import found_size, sink_to, source_from
 from voldrivers.cli.output import Document, ProgressLine, complain, write_document, write_lines
 from voldrivers.cli.session import working
-from voldrivers.errors import BackendError, InvalidInput, InvalidSize, NotFound, NotSupported
+from voldrivers.errors import InvalidInput, InvalidSize, NotSupported
 from voldrivers.images import (
     Growth,
     ImageProgress,
@@ -34,10 +31,10 @@ _SHOWN_S = 0.2
 def write(args: Namespace) -> int:
     """`image write`."""
     _check_local(args)
-    growth = Growth(limit_bytes=_size(args, "limit"))
-    if args.overshoot is not None:
-        growth = replace(growth, most_bytes=_size(args, "overshoot") or 0)
-    with _source(args) as source:
+    growth, overshoot_bytes = Growth(limit_bytes=_size(args, "limit")), _size(args, "overshoot")
+    if overshoot_bytes is not None:
+        growth = replace(growth, most_bytes=overshoot_bytes)
+    with source_from(args.source) as source:
         options = WriteOptions(
             size_bytes=_known_size(args, source),
             extend_attached=args.extend_attached,
@@ -59,7 +56,9 @@ def write(args: Namespace) -> int:
 def read(args: Namespace) -> int:
     """`image read`."""
     _check_local(args)
-    with _sink(args) as sink, working(args) as engine:
+    if args.json and args.to == "-":
+        raise InvalidInput("--json", "standard output gets the image: give --to FILE")
+    with sink_to(args.to) as sink, working(args) as engine:
         shown = _shown(args, "read")
         done = read_image(engine, args.volume, sink, _size(args, "size"), progress=shown)
     _say_read(args, done)
@@ -78,75 +77,24 @@ def _check_local(args: Namespace) -> None:
 def _size(args: Namespace, name: str) -> int | None:
     text = getattr(args, name)
     try:
-        return None if text is None else parse_size(text)
+        size_bytes = None if text is None else parse_size(text)
     except ValueError as error:
         raise InvalidInput(f"--{name} {text}", str(error)) from error
-
-
-@contextmanager
-def _source(args: Namespace) -> Iterator[FileIO]:
-    """Open what is written; without a buffer of Python's, whose lock a reader that hangs would keep."""
-    if args.source == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise InvalidInput("standard input", "is a terminal: give --from FILE, or a pipe")
-        with FileIO(sys.stdin.fileno(), "rb", closefd=False) as pipe:
-            yield pipe
-        return
-    try:
-        file = FileIO(args.source, "rb")
-    except FileNotFoundError as error:
-        raise NotFound("file", args.source) from error
-    except OSError as error:
-        raise InvalidInput(f"file {args.source}", f"cannot be read: {error.strerror}") from error
-    with file:
-        yield file
+    if size_bytes == 0:
+        raise InvalidInput(f"--{name} {text}", "must be a size of at least one byte")
+    return size_bytes
 
 
 def _known_size(args: Namespace, source: FileIO) -> int | None:
     """Give the announced size, or that of a file or device. Raises InvalidSize where they differ."""
     announced_bytes = _size(args, "size")
-    found_bytes = _found_size(source)
+    found_bytes = found_size(source)
     if announced_bytes is not None and found_bytes not in (None, announced_bytes):
         reason = f"{args.source} has {format_size(found_bytes or 0)}"
         raise InvalidSize(f"the image for volume {args.volume}", reason, format_size(announced_bytes))
     if found_bytes == 0:
         raise InvalidInput(f"file {args.source}", "is empty")
     return found_bytes if announced_bytes is None else announced_bytes
-
-
-def _found_size(source: FileIO) -> int | None:
-    """Give how much there is to read from here on; None for a pipe."""
-    mode = os.fstat(source.fileno()).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        return None
-    here = source.tell()
-    end = source.seek(0, os.SEEK_END)
-    source.seek(here)
-    return max(end - here, 0)
-
-
-@contextmanager
-def _sink(args: Namespace) -> Iterator[FileIO]:
-    """Open where it goes: a new file, which has its name only once it is whole, or standard output."""
-    if args.to == "-":
-        if sys.stdout.isatty():
-            raise InvalidInput("standard output", "is a terminal: give --to FILE, or a pipe")
-        with FileIO(sys.stdout.fileno(), "wb", closefd=False) as pipe:
-            yield pipe
-        return
-    path = Path(args.to)
-    unfinished = path.with_name(f".{path.name}.part")
-    if os.path.lexists(path):
-        raise InvalidInput(f"file {path}", "is there already: remove it or give another name")
-    with ExitStack() as undone:
-        try:
-            undone.callback(unfinished.unlink, missing_ok=True)
-            with FileIO(str(unfinished), "wb") as file:
-                yield file
-                os.fsync(file.fileno())
-            unfinished.rename(path)
-        except OSError as error:
-            raise BackendError(f"file {path}", f"cannot be written: {error.strerror}") from error
 
 
 def _shown(args: Namespace, done: str) -> Callable[[ImageProgress], None]:

@@ -18,7 +18,8 @@ Until all of it is written and flushed the image is not whole: the volume's mess
 """
 _READ = """
 Gives as many bytes as `image write` wrote and compares their SHA-256 with what was recorded then; of a volume
-without a recorded image all bytes. A new file has its name only once it is whole.
+without a recorded image all bytes. A new file has its name only once it is whole, and is .NAME.part until
+then. Standard output gets its bytes before they are compared: the exit code tells.
 """
 
 
@@ -56,4 +57,8 @@ def add_images(words: Words, everywhere: argparse.ArgumentParser) -> None:
     read.add_argument(
         "--to", metavar="FILE", default="-", help="a new file; -, the default, is standard output"
     )
-    read.add_argument("--size", metavar="SIZE", help="so much from its beginning, not compared with anything")
+    read.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="so much from its beginning; less than all of it is compared with nothing",
+    )
