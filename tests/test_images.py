@@ -329,6 +329,13 @@ def test_a_size_that_no_volume_has_or_over_the_limit_is_refused(images: ImageSit
     assert images.record is None
 
 
+@pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "0" * 65])
+def test_a_checksum_that_is_none_is_refused(images: ImageSite, wrong: str) -> None:
+    with pytest.raises(InvalidInput, match="must be 64 hexadecimal digits"):
+        write(images, io.BytesIO(b"x"), sha256=wrong)
+    assert images.record is None
+
+
 def test_a_backend_that_cannot_extend_in_use_is_refused_at_once(
     images: ImageSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +362,18 @@ def test_an_announced_size_that_is_wrong_is_an_error(
     check_not_whole(images, caught.value)
     assert images.volume.size_bytes == max(SMALL, images.rule.round_up(announced))
     check_again(images)
+
+
+@IN_PLACE
+def test_an_announced_checksum_tells_a_pipe_whose_writer_died(images: ImageSite, in_place: bool) -> None:
+    """Its end looks as any other end does."""
+    content = noise(3 * SMALL)
+    announced = hashlib.sha256(content).hexdigest().upper()
+    with pytest.raises(BackendError, match=f"not {announced} as announced") as caught:
+        write(images, io.BytesIO(content[: 2 * SMALL]), sha256=announced, extend_attached=in_place)
+    check_not_whole(images, caught.value)
+    assert write(images, io.BytesIO(content), sha256=announced, extend_attached=in_place).sha256
+    assert read(images) == content
 
 
 def broken(content: bytes, error: Exception) -> Cut:

@@ -1,6 +1,7 @@
 """Images on real media: loop devices, NFS driver's files with direct I/O, full file systems, real kills."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -356,6 +357,16 @@ def test_a_file_without_a_size_is_read_to_its_end(command: RealSite) -> None:
     assert done["size_bytes"] == len(Path("/proc/version").read_bytes())
 
 
+def test_a_checksum_of_the_command_line(command: RealSite) -> None:
+    whole = hashlib.sha256(b"image").hexdigest()
+    for option in (["--sha256", whole], ["--size", "5"]):
+        assert b"note:" not in ran("write", NAME, *option, stdin=b"image").stdout
+    refused = ran("write", NAME, "--sha256", whole, stdin=b"imag")
+    assert (refused.returncode, b"not whole" in refused.stderr) == (8, True)
+    unknown = ran("write", NAME, stdin=b"imag")
+    assert (unknown.returncode, b"note: that is all the pipe gave" in unknown.stdout) == (0, True)
+
+
 @pytest.mark.parametrize(("verb", "close"), [("write", "<&-"), ("read", ">&-")])
 def test_standard_input_or_output_that_is_closed_is_refused(command: RealSite, verb: str, close: str) -> None:
     argv = ["bash", "-c", f'exec "$@" {close}', "bash", COMMAND, "image", verb, NAME]
@@ -397,6 +408,7 @@ def test_a_wrong_size_of_a_file_is_refused_and_of_a_pipe_found_out(command: Real
         (["write", NAME, "--from", "/dev/null"], 3, b"is empty"),
         (["write", NAME, "--size", "much"], 3, b"--size much"),
         (["write", NAME, "--overshoot", "0"], 3, b"--overshoot 0: must be a size"),
+        (["write", NAME, "--sha256", ""], 3, b"must be 64 hexadecimal digits"),
         (["read", NAME, "--json"], 3, b"standard output gets the image"),
         (["read", NAME, "--to", ""], 3, b"is not the name of a file"),
         (["read", NAME, "--to", "."], 3, b"is not the name of a file"),

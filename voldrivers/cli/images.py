@@ -37,6 +37,7 @@ def write(args: Namespace) -> int:
     with source_from(args.source) as source:
         options = WriteOptions(
             size_bytes=_known_size(args, source),
+            sha256=args.sha256,
             extend_attached=args.extend_attached,
             growth=growth,
             md5=args.md5,
@@ -49,7 +50,7 @@ def write(args: Namespace) -> int:
     if args.json:
         write_document(_document(written, took_s))
     else:
-        write_lines(_lines(written, took_s))
+        write_lines([*_lines(written, took_s), *_doubts(options)])
     return failures.OK
 
 
@@ -132,6 +133,12 @@ def _lines(written: WrittenImage, took_s: float) -> list[str]:
     if written.why_not_direct:
         lines.append(f"note: through the page cache, as {written.why_not_direct}")
     return lines
+
+
+def _doubts(options: WriteOptions) -> list[str]:
+    if options.size_bytes is not None or options.sha256 is not None:
+        return []
+    return ["note: that is all the pipe gave; only --size or --sha256 could tell that its writer had died"]
 
 
 def _document(written: WrittenImage, took_s: float) -> Document:

@@ -13,6 +13,9 @@ unless --size tells it: the volume doubles when it is full, by at most --oversho
 the image once its end is in sight. For that it is detached, extended and attached again, or with
 --extend-attached (or the policy image_extend_attached) extended where it is.
 
+A pipe ends alike when its writer is done and when its writer has died: --size or --sha256 tells a part of an
+image from the whole.
+
 Until all of it is written and flushed the image is not whole: the volume's messages say so, and
 `image read` refuses it. After an error or a kill, write it again: it begins anew.
 """
@@ -41,6 +44,7 @@ def add_images(words: Words, everywhere: argparse.ArgumentParser) -> None:
         help="what is written; -, the default, is a pipe",
     )
     write.add_argument("--size", metavar="SIZE", help="how large it is: anything else is an error")
+    write.add_argument("--sha256", metavar="DIGEST", help="its checksum: any other is an error")
     write.add_argument(
         "--extend-attached",
         action=argparse.BooleanOptionalAction,

@@ -5,6 +5,7 @@ its first byte is written and called whole after the last one was flushed, never
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,17 +22,21 @@ from voldrivers.images.source import Readable, Source
 from voldrivers.model import Volume, VolumeStatus
 from voldrivers.sizes import format_size
 
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
+
 
 @dataclass(frozen=True)
 class WriteOptions:
     """How an image is written.
 
-    `size_bytes` is its size, if that is known: then it must be that. `extend_attached` extends the volume
-    where it is attached, else it is detached, extended and attached each time; None is what the policy
+    `size_bytes` and `sha256` are its size and checksum, if they are known: then it must have them. Without
+    either nobody can tell a pipe that is done from one whose writer died. `extend_attached` extends the
+    volume where it is attached, else it is detached, extended and attached each time; None is what the policy
     `image_extend_attached` says. `md5` is for stores that still compare it.
     """
 
     size_bytes: int | None = None
+    sha256: str | None = None
     extend_attached: bool | None = None
     growth: Growth = field(default_factory=Growth)
     md5: bool = False
@@ -74,7 +79,7 @@ def write_image(
     with engine.site.reserved(name) as volume:
         allowed = options.extend_attached
         in_place = engine.site.policy.image_extend_attached if allowed is None else allowed
-        _check_size(engine, volume, options)
+        _check_announced(engine, volume, options)
         _check_writable(engine, volume)
         place = Place(engine, volume, writable=True, in_place=in_place)
         writing = _Writing(engine, place, Source(stream), options, progress)
@@ -116,6 +121,7 @@ class _Writing:
             self._tell_progress()
         self._check_not_shorter()
         self._flow.drain()
+        self._check_same()
         self._flow.flush(self._place.target)
         self._place.check_settled()
         return self._ended()
@@ -191,6 +197,13 @@ class _Writing:
             reason = f"ended after {format_size(given_bytes)} of the {format_size(size_bytes)} announced"
             raise BackendError(Source.title, reason)
 
+    def _check_same(self) -> None:
+        sha256, announced = self._sha256.hexdigest(), self._options.sha256
+        if announced is not None and sha256 != announced.lower():
+            given = format_size(self._flow.given_bytes)
+            reason = f"its {given} have sha256 {sha256}, not {announced} as announced"
+            raise BackendError(Source.title, reason)
+
     def _tell_progress(self) -> None:
         place, size_bytes = self._place, self._options.size_bytes
         done_bytes = self._flow.written_bytes
@@ -234,9 +247,11 @@ def _again(volume: Volume) -> str:
     return ", then ".join(steps)
 
 
-def _check_size(engine: Engine, volume: Volume, options: WriteOptions) -> None:
-    """Refuse a size that the volume could never have. Raises InvalidSize."""
+def _check_announced(engine: Engine, volume: Volume, options: WriteOptions) -> None:
+    """Refuse what is no checksum, and a size no volume here can have. Raises InvalidInput, InvalidSize."""
     size_bytes, limit_bytes = options.size_bytes, options.growth.limit_bytes
+    if options.sha256 is not None and not _SHA256.fullmatch(options.sha256):
+        raise InvalidInput(f"sha256 {options.sha256!r}", "must be 64 hexadecimal digits")
     if size_bytes is None:
         return
     round_size(engine.site.driver(volume), volume.title, size_bytes, volume.size_bytes)
