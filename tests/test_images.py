@@ -408,6 +408,37 @@ def test_a_source_that_falls_silent(images: ImageSite) -> None:
     check_not_whole(images, caught.value)
 
 
+def test_a_device_that_fails_is_told_while_the_source_is_silent(
+    images: ImageSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+
+    def fail(_self: target.Target, _offset: int, _content: memoryview) -> None:
+        raise BackendError("the device", "is ill")
+
+    def end() -> bytes:
+        assert told.wait(20)
+        return b""
+
+    monkeypatch.setattr(target.Target, "write", fail)
+    monkeypatch.setattr(flow, "_LOOK_S", 0.05)
+    with pytest.raises(BackendError, match="is ill"):
+        write(images, Cut(noise(PIECE), [], end), limits=Limits(source_s=10))
+    told.set()
+
+
+def test_it_is_told_how_much_is_there_and_how_much_may_be(
+    images: ImageSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_self: target.Target, _offset: int, _content: memoryview) -> None:
+        time.sleep(0.5)
+
+    monkeypatch.setattr(target.Target, "write", slow)
+    with pytest.raises(BackendError) as caught:
+        write(images, broken(noise(PIECE), OSError(5, "Input/output error")))
+    assert "its first 0 B, at most 32 KiB, were written" in caught.value.__notes__[0]
+
+
 def test_a_source_that_does_not_wait_or_gives_text(images: ImageSite) -> None:
     for stream, says in ((Cut(b"", [], lambda: None), "waits"), (io.StringIO("text"), "TypeError")):  # type: ignore[arg-type,return-value]  # what is wrong
         with pytest.raises(BackendError, match=says):
@@ -484,6 +515,10 @@ def check_not_whole_anyhow(
     assert site.record is not None
     assert site.record.state is ImageState.BROKEN
     assert f"is {status}" in " ".join(error.__notes__)
+    first = {VolumeStatus.EXTENDING: "resume", VolumeStatus.ERROR_EXTENDING: "retry"}.get(status)
+    told = f"is {status}; " + (f"voldrivers {first} v, then " if first else "")
+    told += "" if site.volume.attachments else "voldrivers attach v, then "
+    assert told + "write the image again" in site.messages[-1]
     assert site.volume.status is status
     with pytest.raises(InvalidState):
         read(site)

@@ -277,6 +277,7 @@ def test_a_command_that_is_stopped_says_what_remains_and_the_next_is_whole(
     assert running.returncode == code, told
     if number != signal.SIGKILL:
         assert "not whole" in told
+        assert "nothing to carry on" not in told
         assert told.count("\n") == 1
     refused = ran("read", NAME)
     assert (refused.returncode, refused.stdout) == (5, b"")

@@ -129,7 +129,8 @@ def _say_what_is_left(stopped: KeyboardInterrupt, engine: Engine, args: Namespac
     elif volume.status is VolumeStatus.ERROR_EXTENDING:
         stopped.add_note(f"its extend is not complete, run: voldrivers retry {volume.name}")
     elif texts.is_steady(volume):
-        stopped.add_note(f"it is {volume.status}, there is nothing to carry on")
+        if not hasattr(stopped, "__notes__"):  # else what was interrupted has said what remains
+            stopped.add_note(f"it is {volume.status}, there is nothing to carry on")
     else:
         stopped.add_note(f"what had begun is recorded, run: voldrivers resume {volume.name}")
 

@@ -70,7 +70,7 @@ class Flow:
         self._free = [mmap.mmap(-1, PIECE_BYTES) for _ in range(BUFFERS)]
         self._reads: deque[Future[Piece]] = deque()
         self._busy: deque[_Busy] = deque()
-        self.written_bytes = self.given_bytes = 0
+        self.written_bytes = self.put_bytes = self.given_bytes = 0
 
     def pieces(self) -> Iterator[Piece]:
         """Give the image in order, the next reads in flight; each piece must be `put` before the next."""
@@ -82,7 +82,8 @@ class Flow:
                 yield piece
             if piece.is_last:
                 return
-            while self._busy and (self._is_over(self._busy[0]) or not (self._free or self._reads)):
+            self._finish_over()
+            while self._busy and not (self._free or self._reads):
                 self._finish(self._busy.popleft())
 
     def ahead(self, piece: Piece) -> Piece:
@@ -102,6 +103,7 @@ class Flow:
             for worker, update in zip(self._hashers, self._hashes, strict=True)
         ]
         write = partial(target.write, piece.offset_bytes, piece.content)
+        self.put_bytes = piece.end_bytes
         self._busy.append(_Busy(piece, self._writer.submit(write), hashed))
 
     def drain(self) -> None:
@@ -131,12 +133,17 @@ class Flow:
 
     def _awaited(self, read: "Future[Piece]") -> Piece:
         while not is_done_within(read, _LOOK_S):
+            self._finish_over()  # what failed there is told at once, however slow the source is
             silent_s = time.monotonic() - self._source.given_at
             if silent_s > self._limits.source_s:
                 after = f"after {format_size(self._source.given_bytes)}"
                 reason = f"gave nothing for {self._limits.source_s:g} seconds {after}"
                 raise BackendError(Source.title, reason)
         return read.result()
+
+    def _finish_over(self) -> None:
+        while self._busy and self._is_over(self._busy[0]):
+            self._finish(self._busy.popleft())
 
     def _is_over(self, busy: _Busy) -> bool:
         return busy.written.done() and all(each.done() for each in busy.hashed)

@@ -13,6 +13,7 @@ from voldrivers.base import round_size
 from voldrivers.errors import BackendError, InvalidInput, InvalidSize, InvalidState, VolDriverError
 from voldrivers.extend.catalog import Catalog
 from voldrivers.extend.engine import Engine
+from voldrivers.extend.site import is_settled
 from voldrivers.images.flow import Flow, Limits, Piece
 from voldrivers.images.growth import Growth
 from voldrivers.images.place import Place
@@ -135,10 +136,10 @@ class _Writing:
         if not self._has_begun:
             error.add_note(f"no image was written, {remains}")
             return
-        written = format_size(self._flow.written_bytes)
-        remains = (
-            f"the image in it is not whole: its first {written} were written, {remains}; {_again(volume)}"
-        )
+        written, begun = format_size(self._flow.written_bytes), format_size(self._flow.put_bytes)
+        written += "" if written == begun else f", at most {begun},"
+        remains = f"the image in it is not whole: its first {written} were written, {remains}"
+        remains = f"{remains}; {_again(volume)}"
         why = str(error) or "interrupted"
         error.add_note(remains)
         try:
@@ -239,12 +240,10 @@ def _check_writable(engine: Engine, volume: Volume) -> None:
 
 def _again(volume: Volume) -> str:
     """Say what comes before the image can be written again."""
-    steps = [
-        *([f"voldrivers resume {volume.name}"] if volume.status is VolumeStatus.EXTENDING else []),
-        *([] if volume.attachments else [f"voldrivers attach {volume.name}"]),
-        "write the image again",
-    ]
-    return ", then ".join(steps)
+    is_behind, is_left = volume.status is VolumeStatus.ERROR_EXTENDING, not is_settled(volume)
+    steps = {"retry": is_behind, "resume": is_left, "attach": not volume.attachments}
+    commands = [f"voldrivers {step} {volume.name}" for step, is_needed in steps.items() if is_needed]
+    return ", then ".join([*commands, "write the image again"])
 
 
 def _check_announced(engine: Engine, volume: Volume, options: WriteOptions) -> None:
