@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from imagesite import NAME, SMALL, ImageSite, PlainDriver
 from realsite import Child
 
+from voldrivers.capabilities import Capabilities
 from voldrivers.config import Policy
 from voldrivers.errors import (
     BackendError,
@@ -336,15 +337,37 @@ def test_a_checksum_that_is_none_is_refused(images: ImageSite, wrong: str) -> No
     assert images.record is None
 
 
+def test_a_device_that_is_smaller_than_its_volume_is_refused(images: ImageSite) -> None:
+    os.truncate(images.path, SMALL // 2)
+    with pytest.raises(BackendError, match="shows 512 KiB of 1 MiB"):
+        write(images, io.BytesIO(b"x"))
+    assert (images.record, images.path.stat().st_size) == (None, SMALL // 2)
+
+
+def test_a_volume_that_is_being_extended_is_refused(images: ImageSite) -> None:
+    with images.engine() as engine:
+        engine.extend(NAME, 2 * SMALL, wait=False)
+    with pytest.raises(InvalidState, match=r"is extending, must be in-use$"):
+        write(images, io.BytesIO(b"x"))
+
+
+def test_a_backend_that_cannot_extend_in_use_takes_what_fits(
+    images: ImageSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlainDriver, "capabilities", Capabilities())
+    content = noise(SMALL)
+    written = write(images, io.BytesIO(content), extend_attached=True, size_bytes=SMALL)
+    assert written.extends == 0
+    assert read(images) == content
+
+
 def test_a_backend_that_cannot_extend_in_use_is_refused_at_once(
     images: ImageSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from voldrivers.capabilities import Capabilities
-
     monkeypatch.setattr(PlainDriver, "capabilities", Capabilities())
     with pytest.raises(NotSupported, match="in-use") as caught:
         write(images, io.BytesIO(noise(4 * SMALL)), extend_attached=True)
-    assert "without --extend-attached" in " ".join(caught.value.__notes__)
+    assert "with --no-extend-attached" in " ".join(caught.value.__notes__)
     assert images.record is None
     assert write(images, io.BytesIO(noise(4 * SMALL))).attaches == 1
 

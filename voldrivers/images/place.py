@@ -34,7 +34,7 @@ class Place:
             if self.in_place:
                 self._engine.plan(self.volume.id, self.volume.size_bytes + 1)
         except NotSupported as error:
-            error.add_note("without --extend-attached it is detached for that and attached again")
+            error.add_note("with --no-extend-attached it is detached for that and attached again")
             raise
         except VolDriverError:  # no room, say: perhaps none is needed
             return
@@ -50,8 +50,12 @@ class Place:
             self._extend(sizes)
         else:
             self._extend_detached(sizes)
-        if self.target.size_bytes < self.volume.size_bytes:
-            seen, wanted = format_size(self.target.size_bytes), format_size(self.volume.size_bytes)
+        self.check_shown()
+
+    def check_shown(self) -> None:
+        """Refuse a device that shows less than the volume has. Raises BackendError."""
+        if (seen_bytes := self.target.size_bytes) < self.volume.size_bytes:
+            seen, wanted = format_size(seen_bytes), format_size(self.volume.size_bytes)
             raise BackendError(self.volume.title, f"{self.target.path} shows {seen} of {wanted}")
 
     def check_settled(self) -> None:
@@ -106,7 +110,8 @@ class Place:
 
 def attached_here(engine: Engine, volume: Volume) -> Attachment:
     """Give the attachment by which this machine alone has a volume. Raises InvalidState, NotSupported."""
-    expect(volume, VolumeStatus.IN_USE, VolumeStatus.AVAILABLE)
+    if volume.status is not VolumeStatus.AVAILABLE:
+        expect(volume, VolumeStatus.IN_USE)
     needed = "attached to this machine without an instance"
     if not volume.attachments:
         error = InvalidState(volume.title, "not attached", needed)

@@ -21,7 +21,7 @@ from voldrivers.images.progress import ImageProgress, no_progress
 from voldrivers.images.records import ImageRecord, ImageRecords, ImageState
 from voldrivers.images.source import Readable, Source
 from voldrivers.model import Volume, VolumeStatus
-from voldrivers.sizes import format_size
+from voldrivers.sizes import LARGEST_BYTES, format_size
 
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
@@ -113,7 +113,8 @@ class _Writing:
 
     def write(self) -> WrittenImage:
         """Write all of it."""
-        self._place.check_may_grow()
+        if (self._options.size_bytes or LARGEST_BYTES) > self._place.volume.size_bytes:
+            self._place.check_may_grow()
         for piece in self._flow.pieces():
             self._check_not_longer(piece)
             self._make_room(piece)
@@ -160,6 +161,7 @@ class _Writing:
 
     def _begin(self) -> None:
         if not self._has_begun:
+            self._place.check_shown()
             self._has_begun = True
             text = "an image is being written; it is not whole before a later message says so"
             self._records.put(self._place.volume, ImageRecord(ImageState.WRITING), text)
