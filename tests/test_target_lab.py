@@ -12,6 +12,7 @@ from labs import inside, run_tests, shell
 from voldrivers.errors import CommandFailed
 from voldrivers.lab import levers
 from voldrivers.lab.lab import Lab
+from voldrivers.lvm.iscsiexport import new_chap
 from voldrivers.lvm.target import Chap, Target
 from voldrivers.sizes import MiB
 
@@ -149,3 +150,11 @@ def test_a_removal_is_not_undone_by_a_power_cut(two_hosts: Lab) -> None:
     power_cut(two_hosts, "storage")
     assert json.loads(shell(two_hosts, "storage", f"cat {SAVED}"))["targets"] == []
     assert shell(two_hosts, "storage", "find /sys/kernel/config/target -name 'volume-*'") == ""
+
+
+def test_no_name_is_taken_for_base64_by_the_kernel() -> None:
+    """LIO reads what begins with 0b as base64, and no initiator of that name gets in."""
+    drawn = [new_chap() for _ in range(5000)]
+    assert {chap.user[0] for chap in drawn} == {"v"}
+    assert len({chap.user for chap in drawn}) == len({chap.password for chap in drawn}) == 5000
+    assert all(12 <= len(chap.password) <= 16 for chap in drawn)
