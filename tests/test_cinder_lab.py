@@ -74,7 +74,7 @@ class TwoMachines:
 
         threading.Thread(target=to_its_end, daemon=True).start()
         both = f"[ $(grep -c 'Driver post RPC initialization completed' {_THERE}/cinder.log || true) = 2 ]"
-        waited = f"for second in $(seq 400); do ! {both} || exit 0; sleep 1; done"
+        waited = f"while pgrep -f cinderinone >/dev/null; do ! {both} || exit 0; sleep 1; done"
         shell(self.lab, "storage", f"{waited}; grep -v INFO {_THERE}/cinder.log | tail -50 >&2; exit 1", 500)
 
     @property
@@ -124,7 +124,7 @@ def libraries() -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
         for path in sorted(site.iterdir()):
-            if not path.name.startswith(("pip", "setuptools", "_distutils", "__editable__", "networkx")):
+            if not path.name.startswith(("pip", "setuptools", "_distutils", "__editable__")):
                 tar.add(path, path.name, filter=_needed)
         for name in ("api-paste.ini", "resource_filters.json"):
             tar.add(environment() / "etc" / "cinder" / name, f"etc/cinder/{name}")

@@ -79,8 +79,8 @@ def new_chap() -> Chap:
     """Draw a name and a secret for CHAP.
 
     The name begins with a letter: of one that begins with 0b LIO takes the rest for base64, and refuses it
-    (`extract_param` in drivers/target/iscsi/iscsi_target_nego.c of Linux 6.1). Initiators take a secret of 12 to
-    16 characters.
+    (Linux 6.1, `extract_param` in drivers/target/iscsi/iscsi_target_nego.c). Initiators take a secret of 12
+    to 16 characters.
     """
     return Chap(f"v{secrets.token_hex(10)}", secrets.token_hex(8))
 
