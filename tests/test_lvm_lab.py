@@ -11,6 +11,7 @@ _LONG = (
 )
 
 
+@pytest.mark.full
 def test_the_driver_on_a_real_volume_group(lab: Lab) -> None:
     run_tests(lab, "storage", "lvm_driver.py", "-k", f"not ({_LONG})", timeout_s=500)
 
