@@ -59,6 +59,7 @@ MOVE_EXTEND = (
 
 Value = TypeVar("Value")
 Values = dict[str, str | int | None]
+_CONNECTOR = get_type_hints(Connector)
 
 
 def of_volume(volume: Volume, options: Mapping[str, object], source: Source) -> Values:
@@ -251,7 +252,7 @@ def _time(row: Row, column: str) -> datetime:
 
 def _connector(row: Row, column: str) -> Connector:
     known = json.loads(_text(row, column))
-    kinds = get_type_hints(Connector)  # a record of an older voldrivers may lack the younger ones
+    kinds = _CONNECTOR  # a record of an older voldrivers may lack the younger ones
     if not isinstance(known, dict) or "host" not in known or not known.keys() <= kinds.keys():
         raise ValueError(f"{column} is {known!r:.80}")
     if not all(isinstance(value, kinds[key]) for key, value in known.items()):
