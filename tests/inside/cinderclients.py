@@ -38,9 +38,9 @@ def extend(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
     return wait(volume_id)
 
 
-def make_type(name: str) -> None:
-    """Make a volume type for a backend."""
-    _client().volume_types.create(name).set_keys({"volume_backend_name": name})
+def make_type(name: str, **specs: str) -> None:
+    """Make a volume type for a backend, with further extra specs."""
+    _client().volume_types.create(name).set_keys({"volume_backend_name": name, **specs})
 
 
 def attach(volume_id: str, instance: str) -> str:
