@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from cindersite import CONF, SECTION, environment
 from inside import cinderclients
-from labs import CHECKOUT, inside, shell, started
+from labs import CHECKOUT, inside, inside_for, shell, started
 
 from voldrivers.errors import BackendError, OutcomeUnknown
 from voldrivers.guests.verified import DiskReport, read_report
@@ -57,6 +57,7 @@ class TwoMachines:
         shell(lab, "storage", _PREPARE.format(there=_THERE, conf=conf), 200)
         self.python("-c", "from cinder.cmd.manage import main; main()", "db", "sync")
         self.start()
+        assert inside_for(150, lab, "compute", cinderclients.wait_for_pools, 2) == 2
         inside(lab, "compute", cinderclients.make_type, "nfs")
         inside(lab, "compute", cinderclients.make_type, "lvm", **{"voldrivers:lvm_type": "thin"})
 

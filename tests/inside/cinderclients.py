@@ -38,6 +38,14 @@ def extend(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
     return wait(volume_id)
 
 
+def wait_for_pools(count: int, limit_s: float = 100.0) -> int:
+    """Wait until the scheduler knows so many: before that it finds no place for a volume."""
+    until = time.monotonic() + limit_s
+    while (known := len(_client().pools.list(detailed=False))) < count and time.monotonic() < until:
+        time.sleep(0.5)
+    return known
+
+
 def make_type(name: str, **specs: str) -> None:
     """Make a volume type for a backend, with further extra specs."""
     _client().volume_types.create(name).set_keys({"volume_backend_name": name, **specs})
