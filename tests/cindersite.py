@@ -45,6 +45,8 @@ api_paste_config = {environment}/etc/cinder/api-paste.ini
 resource_query_filters_file = {environment}/etc/cinder/resource_filters.json
 periodic_interval = 1
 report_interval = 1
+# Of all services in one process only the last one's heart is heard: Service.service_id is the class's.
+service_down_time = 86400
 backend_stats_polling_interval = 3
 scheduler_driver_init_wait_time = 1
 [oslo_concurrency]
