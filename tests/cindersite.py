@@ -18,13 +18,16 @@ from between import Between
 from cinderclient import api_versions
 from cinderclient.contrib.noauth import CinderNoAuthPlugin
 from cinderclient.v3.client import Client
+from glancesite import Glance
 from keystoneauth1.session import Session
 from servicesite import AGENT_TOKEN, PROJECT, SOON_S, Running, free_port, secret_file
 
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.host.local import LocalHost, LocalOptions
+from voldrivers.integrations.translation import our_type
 from voldrivers.model import Attachment, ConnectionInfo, Volume
 from voldrivers.process import holds_within, run, wait_until
+from voldrivers.sizes import GiB, MiB
 
 CHECKOUT = Path(__file__).parents[1]
 #: Cinder's environment, made once; programs in it.
@@ -54,11 +57,30 @@ lock_path = {directory}/cinder/locks
 [coordination]
 backend_url = file://{directory}/cinder/coordination
 [database]
-connection = sqlite:///{directory}/cinder/cinder.sqlite
+connection = sqlite:///{directory}/cinder/cinder.sqlite?timeout=60
 [nova]
 auth_type = none
 endpoint = http://127.0.0.1:{nova}/v2.1
 token_auth_url = http://127.0.0.1:{nova}/v3
+"""
+#: What Cinder would have done by root is done by whoever runs the tests: all files are theirs.
+_IMAGES = """
+[DEFAULT]
+glance_api_servers = http://127.0.0.1:{glance}
+glance_num_retries = 0
+rootwrap_config = {directory}/rootwrap.conf
+[cinder_sys_admin]
+helper_command = {environment}/bin/privsep-helper --config-file {directory}/cinder.conf
+capabilities =
+[privsep_osbrick]
+helper_command = {environment}/bin/privsep-helper --config-file {directory}/cinder.conf
+capabilities =
+"""
+_SUDO = '#!/bin/sh\nexec "$@"\n'
+_ROOTWRAP = """
+[DEFAULT]
+filters_path = {environment}/etc/cinder/rootwrap.d
+exec_dirs = /sbin,/usr/sbin,/bin,/usr/bin
 """
 SECTION = """
 [{name}]
@@ -66,6 +88,7 @@ volume_driver = voldrivers.integrations.cinder.CinderDriver
 volume_backend_name = {name}
 voldrivers_config = {directory}/{name}.toml
 """
+_MARK, _MARKED = b"written before", (0, 700 * MiB, GiB - 512)
 
 
 def environment() -> Path:
@@ -150,11 +173,13 @@ class CinderSite:
     directory: Path
     #: Each with a share of its own, and a volume type that is called as it is.
     backends: Mapping[str, Backend] = field(default_factory=lambda: {"files": Backend()})
+    native_threads: bool = False
     #: Stands before the agent, if something is to be done to what it is asked.
     between: Between | None = None
 
     def __post_init__(self) -> None:
         self.environment, self.nova = environment(), Nova()
+        self.glance = Glance(self.directory / "images")
         secret_file(self.directory / "agent.token", AGENT_TOKEN)
         self.agent = Running(
             self.directory / "compute",
@@ -165,7 +190,7 @@ class CinderSite:
         agent_at = self.agent.url
         if self.between is not None:
             self.between.target, agent_at = self.agent.url, self.between.url
-        self.port = free_port()
+        self.port, self._clients = free_port(), dict[str, Any]()  # Any: as in `client`
         facts = {"directory": self.directory, "port": self.port, "nova": self.nova.port}
         names = ",".join(self.backends)
         conf = CONF.format(**facts, backends=names, listen="127.0.0.1", environment=self.environment)
@@ -177,8 +202,14 @@ class CinderSite:
                 f'known_as = "compute.example.org"\nurl = "{agent_at}"\ntoken_file = "agent.token"\n'
             )
             conf += SECTION.format(name=name, **facts) + backend.section
+        conf += _IMAGES.format(**facts, glance=self.glance.port, environment=self.environment)
         (self.directory / "cinder.conf").write_text(conf)
         (self.directory / "cinder").mkdir()
+        (self.directory / "rootwrap.conf").write_text(_ROOTWRAP.format(environment=self.environment))
+        self.programs = self.directory / "bin"
+        self.programs.mkdir()
+        (self.programs / "sudo").write_text(_SUDO)
+        (self.programs / "sudo").chmod(0o755)
         self._program("bin/cinder-manage", "db", "sync")
         self.start()
         for name in self.backends:
@@ -192,6 +223,8 @@ class CinderSite:
     def start(self) -> None:
         """Start Cinder; give back when its scheduler knows every pool."""
         words = [str(self.environment / "bin" / "python"), str(_ALL_IN_ONE)]
+        path = f"{self.programs}:{self.environment}/bin:{os.environ['PATH']}"
+        threads = {"OS_CINDER_DISABLE_EVENTLET_PATCHING": str(int(self.native_threads))}
         with (self.directory / "cinder.out").open("wb") as log:
             self.cinder = subprocess.Popen(
                 [*words, "--config-file", str(self.directory / "cinder.conf")],
@@ -199,7 +232,7 @@ class CinderSite:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(self.directory)},
+                env={**os.environ, **threads, "PATH": path, "PYTHONPATH": str(self.directory)},
             )
         wait_until(self._knows_the_pool, 60, f"Cinder to start: {self.log[-3000:]}")
 
@@ -211,8 +244,9 @@ class CinderSite:
     def end(self) -> None:
         self.kill()
         self.agent.end()
-        self.nova.shutdown()
-        self.nova.server_close()
+        for server in (self.nova, self.glance):
+            server.shutdown()
+            server.server_close()
 
     @property
     def log(self) -> str:
@@ -220,8 +254,12 @@ class CinderSite:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def client(self, version: str = "3.71") -> Any:  # Any: cinderclient has no types
-        auth = CinderNoAuthPlugin("admin", PROJECT, endpoint=f"http://127.0.0.1:{self.port}/v3")
-        return Client(session=Session(auth=auth), api_version=api_versions.APIVersion(version))
+        """One for each version: each keeps its connection, and Cinder has a hundred at most."""
+        if version not in self._clients:
+            auth = CinderNoAuthPlugin("admin", PROJECT, endpoint=f"http://127.0.0.1:{self.port}/v3")
+            api_version = api_versions.APIVersion(version)
+            self._clients[version] = Client(session=Session(auth=auth), api_version=api_version)
+        return self._clients[version]
 
     def _knows_the_pool(self) -> bool:
         assert self.cinder.poll() is None, self.log[-3000:]
@@ -242,7 +280,8 @@ class CinderSite:
 
         def is_there() -> bool:
             seen.append(self.client().volumes.get(volume_id))
-            passing = (status, "creating", "extending", "attaching", "reserved", "reverting", "managing")
+            passing = {status, "creating", "extending", "attaching", "reserved", "reverting", "managing"}
+            passing |= {"downloading", "uploading"}
             assert seen[-1].status in passing, f"{seen[-1].to_dict()} {self.log[-3000:]}"
             return bool(seen[-1].status == status)
 
@@ -296,7 +335,7 @@ class CinderSite:
         host = LocalHost("compute", LocalOptions(qmp_dir=self.directory), run)
         volume = Volume(volume_id, f"volume-{volume_id}", "files", 0)
         wanted = Attachment(made["id"], volume_id, "compute", guest.name)
-        connection = ConnectionInfo(info["driver_volume_type"], info["voldrivers:properties"])
+        connection = ConnectionInfo(our_type(info["driver_volume_type"]), info["voldrivers:properties"])
         path = host.connect(volume, wanted, connection)
         there = host.find_instance(wanted)
         there = Attachment(**{**vars(there), "device_path": path, "connection_info": connection})
@@ -317,3 +356,25 @@ class CinderSite:
 def new_guest(directory: Path) -> DeviceGuest:
     """Start a guest that is called as Nova calls its own: by a UUID."""
     return DeviceGuest(directory, str(uuid.uuid4()))
+
+
+def install(directory: Path, name: str, kind: str, code: str) -> None:
+    """Let a site in `directory` know a driver of that name: class `kind` of a module with that code."""
+    (directory / f"{name}.py").write_text(code)
+    installed = directory / f"{name}-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(f"[voldrivers.drivers]\n{name} = {name}:{kind}\n")
+
+
+def mark(path: Path) -> None:
+    """Write where nobody else does, as a guest might have."""
+    with path.open("r+b") as file:
+        for at in _MARKED:
+            os.pwrite(file.fileno(), _MARK, at)
+
+
+def is_marked(path: Path) -> bool:
+    """Tell whether that is there."""
+    with path.open("rb") as file:
+        return all(os.pread(file.fileno(), len(_MARK), at) == _MARK for at in _MARKED)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from cinderclient import exceptions
-from cindersite import Backend, CinderSite, new_guest
+from cindersite import Backend, CinderSite, install, new_guest
 from servicesite import SOON_S
 
 from voldrivers.guests.device import DeviceGuest
@@ -34,11 +34,7 @@ FAILURE = "voldrivers:extend_failure"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CinderSite]:
     directory = tmp_path_factory.mktemp("cinder")
-    (directory / "odd.py").write_text(ODD)
-    installed = directory / "odd-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[voldrivers.drivers]\nodd = odd:Odd\n")
+    install(directory, "odd", "Odd", ODD)
     made = CinderSite(directory, BACKENDS)
     yield made
     made.end()

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,7 +193,7 @@ class ByCinder:
     def seen(self) -> dict[str, tuple[str, int, list[str]]]:
         kept = self.client.volume_snapshots.list()
         return {
-            each.name: (each.status, each.size, sorted(s.name for s in kept if s.volume_id == each.id))
+            each.name: (each.status, each.size, by_age(s.name for s in kept if s.volume_id == each.id))
             for each in self.client.volumes.list()
         }
 
@@ -229,6 +229,11 @@ def test_a_trace_ends_in_the_same_state(
                 assert len({content(disk) for disk in disks}) == 1, step
     for platform in platforms:
         empty(platform)
+
+
+def by_age(names: Iterable[str]) -> list[str]:
+    """Sort names of snapshots: each has the number of its step."""
+    return sorted(names, key=lambda name: int(name[1:]))
 
 
 def drawn(model: Platform, rng: random.Random, number: int) -> tuple[str, Callable[[Platform], None]]:

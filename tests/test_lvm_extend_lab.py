@@ -353,6 +353,7 @@ def test_an_agent_that_is_killed_at_any_point(
     sweeps.count(request, Figures("over iSCSI", scenario, len(chosen), len(moments)))
 
 
+@pytest.mark.full
 def test_a_guest_that_dies_before_it_answers_a_resize(lvm_site: Site) -> None:
     written = lvm_site.written_blocks()
     lvm_site.agent.arm(qemu=int(shell(lvm_site.lab, "compute", "pgrep qemu-system")))

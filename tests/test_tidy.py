@@ -66,8 +66,14 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "httpx": ("api",),
     "pydantic": ("api", "integrations.dialog"),
     "pydantic_core": ("integrations.dialog",),
-    "cinder": ("integrations.cinder", "integrations.cinderextend"),
-    "oslo_log": ("integrations.cinder", "integrations.cinderextend"),
+    "cinder": (
+        "integrations.cinder",
+        "integrations.cinderbackups",
+        "integrations.cinderextend",
+        "integrations.cinderfaults",
+        "integrations.cinderimages",
+    ),
+    "oslo_log": ("integrations.cinder", "integrations.cinderextend", "integrations.cinderfaults"),
     "asyncio": ("host.qmp", "api.server", "api.volume.asked"),
     "threading": (
         "host.qmp",

@@ -20,6 +20,8 @@ def to_data(info: ConnectionInfo) -> Data:
     if info.driver_volume_type == "nvmeof":
         portals = (each.rpartition(":") for each in str(data.get("portals", "")).split(","))
         data["portals"] = [[address.strip("[]"), int(port), "tcp"] for address, _, port in portals]
+    if info.driver_volume_type == "nfs" and data["options"]:
+        data["options"] = f"-o {data['options']}"
     return data | {
         "encrypted": info.encrypted,
         "qos_specs": None,

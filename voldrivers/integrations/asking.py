@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voldrivers.errors import CommandFailed, OutcomeUnknown, from_document
-from voldrivers.integrations.dialog import SILENCE_S, Dialog, lost, read_answer, read_extend
+from voldrivers.integrations.dialog import SILENCE_S, Dialog, log_of, lost, read_answer, read_extend
 from voldrivers.model import Extend
 from voldrivers.process import Talk, talk
 
@@ -87,7 +87,7 @@ class Worker:
         self._running.callback(shutil.rmtree, directory, ignore_errors=True)
         self._socket = directory / "worker"
         words = (*self._words, str(self._socket))
-        started = self._running.enter_context(talk(words, log=directory / "log", end_s=_END_S))
+        started = self._running.enter_context(talk(words, log=log_of(self._socket), end_s=_END_S))
         started.hear(_START_S)
         self._talk = started
 

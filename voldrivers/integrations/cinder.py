@@ -4,36 +4,37 @@ Cinder keeps the records; the work is done by a worker, a process of its own (se
 when, and what may be answered: cinder/volume/driver.py and cinder/volume/manager.py of Cinder 29.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cinder import context as cinder_context
 from cinder import exception, objects
-from cinder.volume import driver as cinder_driver
 from oslo_log import log as logging
 
 from voldrivers.api.connections import from_data, to_data
-from voldrivers.errors import InvalidInput, InvalidState, NotFound, VolDriverError
+from voldrivers.errors import InvalidState
 from voldrivers.integrations import translation
 from voldrivers.integrations.asking import Worker
+from voldrivers.integrations.cinderbackups import Backups
 from voldrivers.integrations.cinderextend import Extends
+from voldrivers.integrations.cinderfaults import refused, translated, which
+from voldrivers.integrations.cinderimages import Images
 from voldrivers.integrations.cinderoptions import OPTIONS, offered
 from voldrivers.integrations.duties import Described
 from voldrivers.integrations.localpath import LocalPath
-from voldrivers.model import Snapshot, Volume
+from voldrivers.model import Connector, Snapshot, Volume
 from voldrivers.sizes import GiB
 
 LOG = logging.getLogger(__name__)
 Theirs = Any  # Any: Cinder's own objects, which have no types
-#: Exceptions that an operation has of its own, made of what is told.
-Own = Mapping[type[VolDriverError], Callable[[str], Exception]]
 Update = dict[str, Any]  # Any: what Cinder is to record
 Properties = Mapping[str, Any]  # Any: what os-brick says of a host, and is told of a connection
+#: What a host must say of itself, beside its name.
+_SAID = {"iSCSI": ("initiator",), "NVMe-oF_tcp": ("nqn",)}
 
 
-class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder has no types
+class CinderDriver(Images, Backups):
     """One backend of voldrivers' as Cinder has it."""
 
     VERSION = "1.0"
@@ -145,8 +146,19 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
         return self._clone(volume, snapshot.volume, snapshot.id)
 
     def create_cloned_volume(self, volume: Theirs, src_vref: Theirs) -> Update:
-        """Make a copy of a volume as it is now, as large as the new one is to be."""
-        return self._clone(volume, src_vref, None)
+        """Make a copy of a volume as it is now, as large as the new one is to be.
+
+        A file that a guest has open is copied by way of a snapshot, which Cinder knows meanwhile.
+        """
+        if not (self.described.by_hypervisor and src_vref.volume_attachment):
+            return self._clone(volume, src_vref, None)
+        kept = self._create_temp_snapshot(src_vref._context, src_vref)
+        try:
+            src_vref.refresh()
+            return self._clone(volume, src_vref, kept.id)
+        finally:
+            self.delete_snapshot(kept)
+            kept.destroy()
 
     def delete_volume(self, volume: Theirs) -> None:
         """Remove a volume and every byte of it."""
@@ -157,38 +169,38 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
         """Make a volume so many GiB large in every layer, its guests' QEMUs included, before this returns."""
         self.extends.extend(volume, new_size)
 
-    def update_migrated_volume(
-        self, ctxt: Theirs, volume: Theirs, new_volume: Theirs, original_volume_status: str
-    ) -> Update:
-        """Keep the name that a migrated volume has on its new backend."""
-        columns = {name: new_volume[name] for name in translation.COLUMNS}
-        return {"_name_id": new_volume.name_id, **columns}
+    def retype(
+        self, context: Theirs, volume: Theirs, new_type: Theirs, diff: Theirs, host: Theirs
+    ) -> tuple[bool, None]:
+        """Tell whether a volume is of another type as it is: the driver's options are the same in both."""
+        return _options(volume) == translation.options(new_type.extra_specs or {}), None
 
     def manage_existing_get_size(self, volume: Theirs, existing_ref: Mapping[str, str]) -> int:
         """Give the size in GiB, rounded up, of what could become a volume."""
         self.need("manage")
-        with translated(_refused(existing_ref)):
+        with translated(refused(existing_ref)):
             size_bytes = self._worker.ask(
-                "existing_size", reference=_reference(existing_ref), options=_options(volume)
+                "existing_size", reference=which(existing_ref), options=_options(volume)
             )
         return int(-(-size_bytes // GiB))
 
     def manage_existing(self, volume: Theirs, existing_ref: Mapping[str, str]) -> Update:
         """Make what is on the backend already the volume, with all its bytes, at whole GiB."""
         self.need("manage")
-        with translated(_refused(existing_ref)):
+        with translated(refused(existing_ref)):
             managed = self._worker.ask(
                 "manage_volume",
                 volume=self.ours(volume),
-                reference=_reference(existing_ref),
+                reference=which(existing_ref),
                 options=_options(volume),
+                multiple_of_bytes=GiB,
             )
             return translation.remember(managed)
 
     def unmanage(self, volume: Theirs) -> None:
         """Give a volume up with all its bytes."""
         self.need("manage")
-        with translated():
+        with translated({InvalidState: lambda _told: exception.VolumeIsBusy(volume_name=volume.name)}):
             reference = self._worker.ask("unmanage_volume", volume=self.ours(volume))
         LOG.info("Volume %s was given up; on its backend it is %s", volume.id, reference)
 
@@ -205,8 +217,9 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
             return translation.remember(taken.of_snapshot)
 
     def delete_snapshot(self, snapshot: Theirs) -> None:
-        """Remove a snapshot, its volume in use or not."""
-        self.need("snapshots")
+        """Remove a snapshot, its volume in use or not; of a driver that takes none there is none."""
+        if "snapshots" not in self.described.capabilities:
+            return
         with translated({InvalidState: lambda _told: exception.SnapshotIsBusy(snapshot_name=snapshot.name)}):
             ours, kept = self._ours_of(snapshot)
             self._worker.ask("delete_snapshot", volume=ours, snapshot=kept)
@@ -219,8 +232,15 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
             self._remember(volume, self._worker.ask("revert_to_snapshot", volume=ours, snapshot=kept))
 
     def snapshot_revert_use_temp_snapshot(self) -> bool:
-        """Have no snapshot taken before: a revert happens whole or not at all, and to the newest one only."""
-        return False
+        """Have one taken only before Cinder reverts by a copy; the driver reverts whole or not at all."""
+        return not self.offers("revert")
+
+    def unmanage_snapshot(self, snapshot: Theirs) -> None:
+        """Refuse: one that Cinder forgets would stay below its volume, where nobody could delete it.
+
+        It stays available that way; whoever asked finds a message.
+        """
+        raise exception.SnapshotIsBusy(snapshot_name=snapshot.name)
 
     # --- connections
 
@@ -230,6 +250,12 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
             ours = self.ours(volume)
             for attachment in ours.attachments:
                 self._worker.ask("initialize_connection", volume=ours, connector=attachment.connector)
+
+    def validate_connector(self, connector: Properties) -> None:
+        """Refuse a host that does not say who it is, before anything is done for it."""
+        for name in ("host", *_SAID.get(self.described.protocol, ())):
+            if not connector.get(name):
+                raise exception.InvalidConnectorException(missing=name)
 
     def create_export(self, context: Theirs, volume: Theirs, connector: Properties) -> None:
         """Nothing: `initialize_connection` does it, for one host."""
@@ -245,8 +271,20 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
                 volume=self.ours(volume),
                 connector=translation.connector(connector),
             )
-        data = to_data(info) | {"volume_id": volume.id}
-        return {"driver_volume_type": info.driver_volume_type, "data": data}
+        if translation.is_copied(volume) and not translation.is_raw(info):
+            reason = "its file is a qcow2 and Cinder would copy that, not what it holds: copy a clone of it"
+            raise exception.InvalidVolume(reason=f"volume {volume.name} cannot be copied: {reason}")
+        data = to_data(info) | {"volume_id": volume.id, "encrypted": bool(volume.encryption_key_id)}
+        return translation.connection(info, data)
+
+    def is_raw(self, volume: Theirs) -> bool:
+        """Tell whether what a host finds is the volume byte for byte; a file may be a qcow2."""
+        if not self.described.by_hypervisor:
+            return True
+        with translated():
+            here = Connector(self.host)
+            info = self._worker.ask("initialize_connection", volume=self.ours(volume), connector=here)
+        return translation.is_raw(info)
 
     def terminate_connection(self, volume: Theirs, connector: Properties | None, **_more: object) -> bool:
         """Let a host reach a volume no more, or every host; tell whether the host has it otherwise."""
@@ -262,13 +300,14 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
     # --- images: Cinder's own code, with the volume connected as our hosts do it
 
     def _connect_device(self, conn: Properties) -> Update:
-        if from_data(conn["data"] | {"driver_volume_type": conn["driver_volume_type"]}) is None:
+        kind = translation.our_type(conn["driver_volume_type"])
+        if from_data(conn["data"] | {"driver_volume_type": kind}) is None:
             # A volume of another backend's driver, while one migrates.
             theirs: Update = super()._connect_device(conn)
             return theirs
-        local = LocalPath(self._worker)
-        device = local.connect_volume(conn["data"] | {"driver_volume_type": conn["driver_volume_type"]})
-        return {"conn": conn, "device": device, "connector": local}
+        local = LocalPath(self._worker, kind)
+        with translated():
+            return {"conn": conn, "device": local.connect_volume(conn["data"]), "connector": local}
 
     # --- helpers
 
@@ -277,7 +316,10 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
         context = cinder_context.get_admin_context()
         attachments = objects.VolumeAttachmentList.get_all_by_volume_id(context, volume.id)
         snapshots = objects.SnapshotList.get_all_for_volume(context, volume.id)
-        return translation.volume(volume, self._backend, attachments, snapshots)
+        # What came with a request may be old. Last, because what a snapshot makes of its volume is recorded
+        # before what is remembered of the snapshot.
+        stored = objects.Volume.get_by_id(context, volume.id)
+        return translation.volume(stored, self._backend, attachments, snapshots)
 
     def _ours_of(self, snapshot: Theirs) -> tuple[Volume, Snapshot]:
         ours = self.ours(snapshot.volume)
@@ -302,36 +344,6 @@ class CinderDriver(cinder_driver.VolumeDriver):  # type: ignore[misc]  # Cinder 
             volume.save()
 
 
-@contextmanager
-def translated(own: Own | None = None) -> Iterator[None]:
-    """Raise voldrivers' errors as Cinder's: those of an operation's `own` first, then by the table."""
-    try:
-        yield
-    except VolDriverError as error:
-        told = translation.told(error)
-        for kind, make in (own or {}).items():
-            if isinstance(error, kind):
-                LOG.warning("%s", told)
-                raise make(told) from error
-        raise getattr(exception, translation.exception_name(error))(told) from error
-
-
-def _options(volume: Theirs) -> Mapping[str, str]:
+def _options(volume: Theirs) -> Mapping[str, object]:
     volume_type = volume.volume_type
     return translation.options((volume_type and volume_type.extra_specs) or {})
-
-
-def _reference(existing_ref: Mapping[str, str]) -> str:
-    for name in ("source-name", "source-id"):
-        if existing_ref.get(name):
-            return existing_ref[name]
-    reason = "must have the element source-name, with the backend's name of what is there"
-    raise exception.ManageExistingInvalidReference(existing_ref=existing_ref, reason=reason)
-
-
-def _refused(existing_ref: Mapping[str, str]) -> Own:
-    def refused(told: str) -> Exception:
-        refusal: Exception = exception.ManageExistingInvalidReference(existing_ref=existing_ref, reason=told)
-        return refusal
-
-    return dict.fromkeys((NotFound, InvalidInput, InvalidState), refused)

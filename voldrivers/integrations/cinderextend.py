@@ -32,6 +32,8 @@ LOG = logging.getLogger(__name__)
 FAILURE_KEY = "voldrivers:extend_failure"
 #: So long a message that Cinder's queue has kept may take to arrive, and Cinder to record an error.
 _QUEUE_S, _RECORD_S, _POLL_S = 60.0, 60.0, 0.2
+#: So long an extend whose worker has died is carried on with, by one worker after the other.
+_AGAIN_S = 60.0
 _LONGEST_TEXT = 255
 #: What a message of Cinder's can say, of a fixed list, beside that the driver failed.
 _DETAILS: Mapping[type[VolDriverError], tuple[str, str]] = {
@@ -83,14 +85,19 @@ class Extends:
 
     def _carry(self, volume: Theirs, journal: "_Journal", duty: str, **arguments: object) -> int:
         """Have the worker extend; one that has died meanwhile is replaced, and looks what there is."""
-        try:
-            grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
-        except OutcomeUnknown as error:
-            LOG.warning("Volume %s: %s; looking again", volume.id, error)
-            extend = journal.extend
-            if extend is not None:
-                duty, arguments = "resume_extend", {"extend": extend}
-            grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
+        ends = time.monotonic() + _AGAIN_S
+        while True:
+            try:
+                grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
+                break
+            except VolDriverError as error:
+                unbegun = journal.extend is None and isinstance(error, OutcomeUnknown)
+                if not (unbegun or journal.is_open()) or time.monotonic() > ends:
+                    raise
+                LOG.warning("Looking again how volume %s is being extended: %s", volume.id, error)
+            if journal.extend is not None:
+                duty, arguments = "resume_extend", {"extend": journal.extend}
+            time.sleep(_POLL_S)
         if grown.reason:
             LOG.warning("Volume %s: %s", volume.id, grown.reason)
         journal.forget()
@@ -198,6 +205,10 @@ class _Journal:
         metadata = {translation.EXTEND_KEY: translation.write_extend(extend)}
         db.volume_admin_metadata_update(self._context, self._volume_id, metadata, False)
         self.extend = extend
+
+    def is_open(self) -> bool:
+        """Tell whether an act was begun whose end is not recorded as a failure."""
+        return self.extend is not None and self.extend.phase not in (Phase.FAILED, Phase.ROLLED_BACK)
 
     def may_have_grown(self) -> bool:
         """Tell whether an act was begun, and not rolled back."""

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
@@ -77,6 +78,11 @@ def read_answer(duty: str, given: object) -> Any:  # Any: as the method says
 def read_extend(given: object) -> Extend:
     """Read an extend that is to be recorded. Raises ValueError."""
     return _EXTEND.validate_python(given)
+
+
+def log_of(socket_path: Path) -> Path:
+    """Say where the worker at a socket has its log."""
+    return socket_path.with_suffix(".log")
 
 
 def lost(duty: str, error: Exception) -> OutcomeUnknown:

@@ -4,6 +4,7 @@ Each call looks before it acts and may be made again. What must be on disk befor
 is handed to the platform, which records it.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from voldrivers.abilities import Clones, Manages, Reverts, Taken
 from voldrivers.base import able
 from voldrivers.capabilities import NAMES, InUseExtend
 from voldrivers.config import Config, HostEntry
-from voldrivers.errors import InvalidInput, NotSupported
+from voldrivers.errors import InvalidInput, InvalidState, NotSupported, VolDriverError
 from voldrivers.extend import admission, taking
 from voldrivers.extend.clients import found
 from voldrivers.extend.converge import Record, converge
@@ -35,12 +36,14 @@ from voldrivers.model import (
 from voldrivers.options import read_options
 from voldrivers.process import end_orphans, marked, run
 from voldrivers.registry import make_driver, make_host
-from voldrivers.sizes import format_size
+from voldrivers.sizes import GiB, format_size
 
 #: A call for a volume that another one is for is waited for so long: a copy of a large volume, say.
 _PATIENCE_S = 300.0
 #: Programs of a process that was killed may take so long to end; then they are ended.
 _ORPHAN_S = 30.0
+#: What waits in this machine's memory may take so long to be written.
+_FLUSH_S = 600.0
 
 #: What Cinder's drivers call it in their statistics, cinder/common/constants.py.
 _PROTOCOLS = {"iscsi": "iSCSI", "nvmet_tcp": "NVMe-oF_tcp"}
@@ -142,11 +145,19 @@ class Duties:
         manages = able(self.driver, Manages, f"existing {reference}")
         return manages.existing_size(reference, self._options(options))
 
-    def manage_volume(self, volume: Volume, reference: str, options: Options) -> str:
-        """Make what is on the backend already a volume; give its provider_data."""
+    def manage_volume(self, volume: Volume, reference: str, options: Options, multiple_of_bytes: int) -> str:
+        """Make what is on the backend already a volume, so much larger that the platform can tell its size.
+
+        Gives its provider_data. What cannot become larger is given up again.
+        """
         with self._working_on(volume):
-            manages = able(self.driver, Manages, volume.title)
-            return manages.manage_existing(volume, reference, self._options(options))
+            manages, chosen = able(self.driver, Manages, volume.title), self._options(options)
+            managed = replace(volume, size_bytes=manages.existing_size(reference, chosen))
+            recorded = manages.manage_existing(managed, reference, chosen)
+            wanted_bytes = -(-managed.size_bytes // multiple_of_bytes) * multiple_of_bytes
+            if wanted_bytes > managed.size_bytes:
+                self._grow_managed(replace(managed, provider_data=recorded), manages, wanted_bytes)
+            return recorded
 
     def unmanage_volume(self, volume: Volume) -> str:
         """Give a volume up with all its bytes; give the reference that it has then."""
@@ -156,8 +167,15 @@ class Duties:
     # --- snapshots
 
     def create_snapshot(self, volume: Volume, snapshot: Snapshot) -> Taken:
-        """Keep a volume as it is, in use or not; give what is to be remembered of both."""
+        """Keep a volume as it is, in use or not; give what is to be remembered of both.
+
+        One that has become larger since the snapshot was recorded is refused: InvalidState.
+        """
         with self._working_on(volume):
+            observed_bytes = self.driver.volume_size(volume)
+            if observed_bytes // GiB > snapshot.size_bytes // GiB:
+                needed = f"{format_size(snapshot.size_bytes)}, as recorded for {snapshot.title}"
+                raise InvalidState(volume.title, f"{format_size(observed_bytes)} large", needed)
             after, kept = taking.take(self._reach(), self._found(volume), snapshot)
         return Taken(after.provider_data, kept.provider_data)
 
@@ -191,9 +209,14 @@ class Duties:
         return self.here.connect(volume, self._here(volume, connection_info), connection_info)
 
     def disconnect_here(self, volume: Volume, connection_info: ConnectionInfo, path: str) -> None:
-        """Take a volume off this machine."""
+        """Take a volume off this machine, all that was written to it being on its backend then."""
         attachment = replace(self._here(volume, connection_info), device_path=path)
-        self.here.disconnect(volume, attachment)
+        try:
+            # qemu-img convert does not flush a file: its server may still say that there is no room.
+            if os.path.lexists(path):
+                run(["sync", path], timeout_s=_FLUSH_S)
+        finally:
+            self.here.disconnect(volume, attachment)
 
     # --- extending
 
@@ -238,6 +261,13 @@ class Duties:
         return Grown(outcome.backend_bytes, outcome.extend.reason)
 
     # --- helpers
+
+    def _grow_managed(self, volume: Volume, manages: Manages, wanted_bytes: int) -> None:
+        try:
+            self.driver.extend_volume(volume, wanted_bytes)
+        except VolDriverError as error:
+            error.add_note(f"it was given up again, and is {manages.unmanage(volume)} on its backend")
+            raise
 
     @contextmanager
     def _working_on(self, volume: Volume) -> Iterator[None]:

@@ -33,6 +33,7 @@ from voldrivers.model import (
     SnapshotStatus,
     Volume,
 )
+from voldrivers.registry import read_value
 from voldrivers.sizes import GiB
 
 #: The class of cinder.exception that tells an error, unless an operation has one of its own.
@@ -55,6 +56,10 @@ EXTEND_KEY = "voldrivers:extend"
 #: Extra specs of a volume type that are a driver's options begin so.
 _OPTION = "voldrivers:"
 _ENCRYPTED = ConnectionInfo("", {"encrypted": "true"})
+#: What os-brick and Nova call a file by its path, in a directory that each host has mounted by itself.
+_TYPES = {"file": "gpfs"}
+#: Statuses in which Cinder itself reads or writes a volume; it takes all of them for raw.
+_COPIED = ("backing-up", "restoring-backup", "reverting")
 
 Theirs = Any  # Any: an object of Cinder's
 
@@ -100,11 +105,36 @@ def connector(theirs: Mapping[str, Any]) -> Connector:  # Any: what JSON holds
     )
 
 
-def options(extra_specs: Mapping[str, str]) -> dict[str, str]:
+def connection(info: ConnectionInfo, data: Mapping[str, Any]) -> dict[str, Any]:  # Any: what JSON holds
+    """Give a connection, `data` of it already as os-brick takes it, in Cinder's words."""
+    told = {"driver_volume_type": _TYPES.get(info.driver_volume_type, info.driver_volume_type), "data": data}
+    if info.driver_volume_type == "file":
+        return told | {"data": {**data, "device_path": info.properties["path"]}}
+    if info.driver_volume_type == "nfs":
+        return told | {"mount_point_base": info.properties["mount_point_base"]}
+    return told
+
+
+def our_type(driver_volume_type: str) -> str:
+    """Give our word for a way to connect that `connection` has told."""
+    return next((ours for ours, told in _TYPES.items() if told == driver_volume_type), driver_volume_type)
+
+
+def is_raw(info: ConnectionInfo) -> bool:
+    """Tell whether what a host finds there is the volume byte for byte."""
+    return info.properties.get("format", "raw") == "raw"
+
+
+def is_copied(theirs: Theirs) -> bool:
+    """Tell whether it is Cinder that wants to connect a volume: for a migration, a backup or a revert."""
+    migrates = (theirs.migration_status or "").partition(":")[0] in ("migrating", "target")
+    return (migrates or theirs.status in _COPIED) and not theirs.volume_attachment
+
+
+def options(extra_specs: Mapping[str, str]) -> dict[str, object]:
     """Give the options of a new volume: the extra specs of its type that are ours, without their prefix."""
-    return {
-        name.removeprefix(_OPTION): value for name, value in extra_specs.items() if name.startswith(_OPTION)
-    }
+    ours = {name: value for name, value in extra_specs.items() if name.startswith(_OPTION)}
+    return {name.removeprefix(_OPTION): _read(value) for name, value in ours.items()}
 
 
 def remember(provider_data: str) -> dict[str, str]:
@@ -151,6 +181,12 @@ def told(error: VolDriverError) -> str:
 def exception_name(error: VolDriverError) -> str:
     """Name the exception of Cinder's that tells an error, of a class that a vendor derived as well."""
     return next(EXCEPTIONS[kind] for kind in type(error).__mro__ if kind in EXCEPTIONS)
+
+
+def _read(value: str) -> object:
+    """Read an extra spec, which is a text whatever it means; Cinder writes `<is> True` as well."""
+    word = value.removeprefix("<is> ").lower()
+    return read_value(word if word in ("true", "false") else value)
 
 
 def _is_there(theirs: Theirs) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
 
 from voldrivers.errors import BackendError, OutcomeUnknown, VolDriverError, to_document
-from voldrivers.integrations.dialog import BEAT_S, Dialog, Line, read_arguments
+from voldrivers.integrations.dialog import BEAT_S, Dialog, Line, log_of, read_arguments
 from voldrivers.integrations.duties import Duties
 from voldrivers.model import Extend
 from voldrivers.registry import load
@@ -106,7 +106,16 @@ def main() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print("ready", flush=True)
         sys.stdin.read()
+        _tidy_up(Path(path))
         os._exit(0)
+
+
+def _tidy_up(path: Path) -> None:
+    """Leave nothing behind: a platform that was killed does not come back for it."""
+    for each in (path, log_of(path)):
+        each.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else's directory, with other things in it
+        path.parent.rmdir()
 
 
 if __name__ == "__main__":
