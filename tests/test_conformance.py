@@ -20,7 +20,7 @@ from voldrivers.conformance.memory import MemoryOracle
 from voldrivers.conformance.runner import run_check
 from voldrivers.errors import BackendError, InvalidState
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
-from voldrivers.model import Attachment, ExtendReply, Snapshot, Volume
+from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Snapshot, Volume
 
 
 class OfflineDriver(MemoryDriver):
@@ -102,6 +102,20 @@ def test_what_cannot_be_taken_away_is_told_by_its_cause() -> None:
     assert result.verdict is Verdict.FAILED
     assert result.text.startswith("BackendError: the shelf: has burnt; then: volume ")
     assert "which is deleting, must be finished with it" in result.text
+
+
+class TriesItsPortal(MemoryHost):
+    """Tries whether the target answers before it logs in: LIO takes that for a login that failed."""
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        self.machine.log += ["<3>rx_data returned 0, expecting 48.", "<3>iSCSI Login negotiation failed."]
+        return super().connect(volume, attachment, connection_info)
+
+
+def test_a_portal_that_was_only_tried_is_no_complaint() -> None:
+    check = next(each for each in catalogue() if each.id == "LEK-004")
+    tried = Liar(TriesItsPortal, check.id, host=TriesItsPortal)
+    assert run_check(check, tried.subject()).verdict is Verdict.PASSED
 
 
 def test_what_there_was_no_time_to_strike_is_told() -> None:
