@@ -281,9 +281,10 @@ class CinderDriver(Images, Backups):
         """Tell whether what a host finds is the volume byte for byte; a file may be a qcow2."""
         if not self.described.by_hypervisor:
             return True
+        ours, here = self.ours(volume), Connector(self.host)
         with translated():
-            here = Connector(self.host)
-            info = self._worker.ask("initialize_connection", volume=self.ours(volume), connector=here)
+            info = self._worker.ask("initialize_connection", volume=ours, connector=here)
+            self._worker.ask("terminate_connection", volume=ours, connector=here)
         return translation.is_raw(info)
 
     def terminate_connection(self, volume: Theirs, connector: Properties | None, **_more: object) -> bool:
