@@ -91,8 +91,8 @@ class Extends:
                 grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
                 break
             except VolDriverError as error:
-                unbegun = journal.extend is None and isinstance(error, OutcomeUnknown)
-                if not (unbegun or journal.is_open()) or time.monotonic() > ends:
+                is_known = not isinstance(error, OutcomeUnknown) and not journal.is_open()
+                if is_known or time.monotonic() > ends:
                     raise
                 LOG.warning("Looking again how volume %s is being extended: %s", volume.id, error)
             if journal.extend is not None:
