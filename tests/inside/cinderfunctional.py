@@ -1,7 +1,7 @@
 """Cinder's own functional tests with our driver where they bring one that does nothing.
 
-Runs in Cinder's environment, in a directory for what is not temporary: `python cinderfunctional.py RESULTS
-MODULE...`. RESULTS gets, in JSON, what became of each test and why.
+Runs in Cinder's environment: `python cinderfunctional.py RESULTS MODULE...`. RESULTS gets, in JSON, what
+became of each test and why.
 """
 
 import importlib
@@ -35,15 +35,20 @@ class Watched(CinderDriver):
     #: By the file of a test: one that ends too soon leaves calls behind, whose files are taken away then.
     raised: ClassVar[dict[str, list[str]]] = defaultdict(list)
 
+    def __init__(self, *args: Theirs, **kwargs: Theirs) -> None:
+        super().__init__(*args, **kwargs)
+        # Now: options are read when they are asked for, and those of the next test may be set then.
+        self.made_for: str = self.configuration.voldrivers_config
+
     @classmethod
     def watch(cls, name: str) -> None:
         """Have one of its methods watched."""
 
-        def watched(self: CinderDriver, *args: Theirs, **kwargs: Theirs) -> Theirs:
+        def watched(self: Watched, *args: Theirs, **kwargs: Theirs) -> Theirs:
             try:
                 return getattr(CinderDriver, name)(self, *args, **kwargs)
             except Exception as error:
-                cls.raised[self.configuration.voldrivers_config].append(f"{name}: {error!r}")
+                cls.raised[self.made_for].append(f"{name}: {error!r}")
                 raise
 
         setattr(cls, name, watched)
