@@ -201,7 +201,7 @@ class CinderSite:
                 f'state_dir = "state"\n{table}[policy]\n{backend.policy}\n[host.compute]\nkind = "agent"\n'
                 f'known_as = "compute.example.org"\nurl = "{agent_at}"\ntoken_file = "agent.token"\n'
             )
-            conf += SECTION.format(name=name, **facts) + backend.section
+            conf += SECTION.format(name=name, **facts) + backend.section.format(**facts)
         conf += _IMAGES.format(**facts, glance=self.glance.port, environment=self.environment)
         (self.directory / "cinder.conf").write_text(conf)
         (self.directory / "cinder").mkdir()

@@ -1,6 +1,10 @@
 """Our drivers inside a real Cinder, driven by its own client, with a guest that looks at its disk."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cinderclient import exceptions
@@ -19,6 +23,8 @@ BACKENDS = {
     "closed": Backend(policy="extend_attached = false"),
     "reported": Backend(policy="deadline_s = 10.0", section="voldrivers_assist = complete\n"),
     "odd": Backend(driver="odd", starts=False),
+    "proved": Backend(section="voldrivers_report = {directory}/proved.json\n"),
+    "foreign": Backend(section="voldrivers_report = {directory}/foreign.json\n", starts=False),
 }
 #: Volumes that a hypervisor grows, in sizes of which none is a GiB.
 ODD = """
@@ -35,9 +41,31 @@ FAILURE = "voldrivers:extend_failure"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CinderSite]:
     directory = tmp_path_factory.mktemp("cinder")
     install(directory, "odd", "Odd", ODD)
+    write_reports(directory)
     made = CinderSite(directory, BACKENDS)
     yield made
     made.end()
+
+
+def write_reports(directory: Path) -> None:
+    """Write what the suite says of the driver where all but extending in use is confirmed, and of another."""
+    pool, config = directory / "box", directory / "run.toml"
+    pool.mkdir()
+    config.write_text(f'[driver]\nshare = "{pool}"\n[scratch]\npool = "{pool}"\n[[host]]\nname = "here"\n')
+    begin = [str(Path(sys.executable).with_name("voldrivers"))]
+    run_of = ["nfs", "--config", str(config)]
+    subprocess.run([*begin, "scratch", "init", *run_of, "--pool", str(pool)], check=True, timeout=SOON_S)
+    few = ["--only", "LIF-001", "--out", str(directory)]
+    ended = subprocess.run(
+        [*begin, "conform", *run_of, "--destroy", str(pool), *few], check=False, timeout=SOON_S
+    )
+    assert ended.returncode == 4  # partial
+    report = json.loads((directory / "report.json").read_text())
+    for capability in report["capabilities"]:
+        capability["proof"] = "PARTIAL" if capability["name"] == "in_use_extend" else "CONFIRMED"
+    (directory / "proved.json").write_text(json.dumps(report))
+    report["driver"]["class"] = "acme.driver:AcmeDriver"
+    (directory / "foreign.json").write_text(json.dumps(report))
 
 
 @pytest.fixture
@@ -131,10 +159,12 @@ def test_a_backend_that_fails_leaves_the_volume_as_it_was(site: CinderSite) -> N
     site.delete(volume_id)
 
 
+@pytest.mark.parametrize("backend", ["closed", "proved"])
 def test_a_backend_that_does_not_offer_it_is_refused_by_the_scheduler(
-    site: CinderSite, guest: DeviceGuest
+    site: CinderSite, guest: DeviceGuest, backend: str
 ) -> None:
-    volume_id = site.create(1, "closed")
+    """By the policy, or for want of proof."""
+    volume_id = site.create(1, backend)
     with site.attached(volume_id, guest):
         site.extend(volume_id, 2)
         wait_until(lambda: bool(messages(site, volume_id)), SOON_S, "the refusal")
@@ -144,9 +174,21 @@ def test_a_backend_that_does_not_offer_it_is_refused_by_the_scheduler(
     site.delete(volume_id)
 
 
-def test_a_rule_that_nova_would_cut_keeps_the_backend_from_starting(site: CinderSite) -> None:
-    assert "storage@odd#odd" not in [each.name for each in site.client().pools.list(detailed=False)]
-    assert "multiples of 3145728 bytes, which do not divide a GiB" in site.log
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("odd", "multiples of 3145728 bytes, which do not divide a GiB"),
+        ("foreign", "is of acme.driver:AcmeDriver; the backend is voldrivers.nfs.driver:NFSDriver"),
+    ],
+)
+def test_what_would_go_wrong_later_keeps_a_backend_from_starting(
+    site: CinderSite, backend: str, reason: str
+) -> None:
+    """A rule that Nova would cut, a report of another driver."""
+    assert f"storage@{backend}#{backend}" not in [
+        each.name for each in site.client().pools.list(detailed=False)
+    ]
+    assert reason in site.log
 
 
 def test_a_nova_that_is_too_old_to_be_told(site: CinderSite, guest: DeviceGuest) -> None:

@@ -94,7 +94,7 @@ def ended(site: ServiceSite, guest: DeviceGuest, volume_id: str) -> int:
         (refused(403), 1),
         pytest.param(refused(404), 1, marks=pytest.mark.full),
         pytest.param(refused(422), 1, marks=pytest.mark.full),
-        (refused(500), 1),
+        pytest.param(refused(500), 1, marks=pytest.mark.full),
         (per_event(404), 1),
         pytest.param(per_event(422), 1, marks=pytest.mark.full),
         pytest.param(per_event(500), 1, marks=pytest.mark.full),
@@ -237,7 +237,7 @@ def test_an_event_that_fails_keeps_no_other_one_of_its_request_from_being_carrie
     assert f"event volume-extended of volume {unplugged}" in site.agent.log
 
 
-@pytest.mark.parametrize("who", ["service", "agent"])
+@pytest.mark.parametrize("who", ["service", pytest.param("agent", marks=pytest.mark.full)])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_one_is_killed_and_started_again(
     site: ServiceSite, guest: DeviceGuest, volume_id: str, events: Between, who: str, moment: str

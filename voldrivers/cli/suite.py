@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from voldrivers.cli.subjects import find_driver, find_oracle, find_subject, with
 from voldrivers.conformance import Check, Result, Subject, Verdict, catalogue
 from voldrivers.conformance.known import read_known
 from voldrivers.conformance.reports.evidence import Conformance
-from voldrivers.conformance.reports.report import Report, card
+from voldrivers.conformance.reports.report import UNSELECTED, Report, card
 from voldrivers.conformance.trials.config import read_config
 from voldrivers.conformance.trials.runs import Run, default_runs, one_of, runs_in
 from voldrivers.conformance.trials.scratch import init, missing_key
@@ -181,12 +181,23 @@ def _say_report(args: Namespace, report: Report) -> int:
         rows = [(e.capability, e.declared, str(e.proof)) for e in report.evidence]
         totals = ", ".join(f"{count} {verdict}" for verdict, count in report.totals.items())
         where = [f"results are in {args.out}"] if args.out else []
-        open_ones = [f"{check.id} {check.shown(result.verdict)}" for check, result in report.rows]
-        open_ones = [each for each in open_ones if not each.endswith((" PASS", " N/A"))]
-        because = f": {', '.join(open_ones)}" if open_ones else ""
-        said = [f"{totals} in {report.seconds:.0f} s", f"the driver is {report.verdict}{because}", *where]
+        because = ", ".join(_open_ones(report))
+        verdict = f"the driver is {report.verdict}{because and ': '}{because}"
+        said = [f"{totals} in {report.seconds:.0f} s", verdict, *where]
         write_lines(["", *table(("CAPABILITY", "DECLARED", "PROOF"), rows), "", *said])
     return EXIT_CODES[report.verdict]
+
+
+def _open_ones(report: Report) -> Iterator[str]:
+    """Give what the verdict rests on, beside what passed; what was not selected is only counted."""
+    unselected = 0
+    for check, result in report.rows:
+        if result.text == UNSELECTED:
+            unselected += 1
+        elif result.verdict not in (Verdict.PASSED, Verdict.NOT_APPLICABLE):
+            yield f"{check.id} {check.shown(result.verdict)}"
+    if unselected:
+        yield f"{unselected} checks were not selected"
 
 
 def _write_repros(args: Namespace, report: Report) -> None:

@@ -6,6 +6,7 @@ from oslo_config import cfg
 
 from voldrivers.conformance.reports.evidence import Proof
 from voldrivers.conformance.reports.recorded import read
+from voldrivers.errors import InvalidInput
 from voldrivers.integrations.duties import Described
 
 OPTIONS = [
@@ -41,10 +42,13 @@ OPTIONS = [
 def offered(described: Described, report: str | None) -> frozenset[str]:
     """Give the capabilities that are declared, and confirmed by a report where there is one.
 
-    Raises InvalidInput for what is no report.
+    Raises InvalidInput for what is no report, or one of another driver.
     """
     declared = frozenset(described.capabilities)
     if not report:
         return declared
-    found = read(Path(report)).capabilities
+    recorded = read(Path(report))
+    if recorded.driver != described.driver:
+        raise InvalidInput(f"report {report}", f"is of {recorded.driver}; the backend is {described.driver}")
+    found = recorded.capabilities
     return frozenset(name for name in declared if name in found and found[name].proof is Proof.CONFIRMED)

@@ -15,6 +15,7 @@ from voldrivers.abilities import Clones, Manages, Reverts, Taken
 from voldrivers.base import able
 from voldrivers.capabilities import NAMES, InUseExtend
 from voldrivers.config import Config, HostEntry
+from voldrivers.conformance.reports.packages import class_name
 from voldrivers.errors import InvalidInput, InvalidState, NotSupported, VolDriverError
 from voldrivers.extend import admission, taking
 from voldrivers.extend.clients import found
@@ -100,7 +101,7 @@ class Duties:
         kind = self.config.backends[self.driver.name].driver
         protocol = getattr(self.driver.options, "target_protocol", kind)
         return Described(
-            driver=type(self.driver).__name__,
+            driver=class_name(type(self.driver)),
             protocol=_PROTOCOLS.get(protocol, protocol),
             granularity_bytes=self.driver.size_rule.granularity_bytes,
             capabilities=[name for name in NAMES if declared.declares(name)],

@@ -26,6 +26,8 @@ from voldrivers.errors import InvalidInput
 
 #: The level of the catalogue.
 LEVEL = "2026.1"
+#: What is said of a check that nobody wanted.
+UNSELECTED = "it was not selected"
 
 Document = Mapping[str, object]
 
@@ -178,7 +180,7 @@ def _lacking(check: Check, declared: Capabilities, *, selected: bool) -> Result:
         return Result(check.id, Verdict.ERROR, 0.0, "the run ended without a result of it")
     if reason := check.not_for(declared):
         return Result(check.id, Verdict.NOT_APPLICABLE, 0.0, reason)
-    return Result(check.id, Verdict.NOT_RUN, 0.0, "it was not selected")
+    return Result(check.id, Verdict.NOT_RUN, 0.0, UNSELECTED)
 
 
 def _result(check: Check, result: Result) -> Document:
