@@ -55,7 +55,7 @@ LVM = Backend(
 NFS = Backend("nfs", "storage:/", 'share = "storage:/"\nmount_options = "vers=4.2"', "rm -rf /srv/nfs/*")
 BACKENDS = pytest.mark.parametrize("backend", [LVM, NFS], ids=str)
 #: What fits into the time of the tests, the quick checks, and all.
-FEW = "--only LIF-001 --only EXI-001 --only EXI-003 --only SNP-007"
+FEW = "--only LIF-001 --only EXI-001 --only EXI-003 --only EXI-005 --only SNP-007"
 IN_FULL = [pytest.param(f"--profile {each}", marks=pytest.mark.full, id=each) for each in ("smoke", "all")]
 PROFILES = pytest.mark.parametrize("profile", [pytest.param(FEW, id="few"), *IN_FULL])
 

@@ -198,6 +198,16 @@ def test_nothing_is_written_of_what_goes_beyond_the_end(place: AgentPlace, tmp_p
     assert file.read_bytes() == b"\1" * MiB
 
 
+def test_a_file_has_no_path_that_could_be_lost(place: AgentPlace, tmp_path: Path) -> None:
+    attachment = connected(place, volume_file(tmp_path))
+    with pytest.raises(NotRun, match="no multipath map here"):
+        place.paths(VOLUME, attachment)
+    words = {"lease": place._lease, "volume_id": VOLUME.id, "attachment_id": attachment.id}
+    for path in ("vda", "../vda"):
+        with pytest.raises(NotSupported, match="no multipath map here"):
+            place.host.ask_place("lose", **words, path=path)
+
+
 def test_a_place_without_an_instance_stops_none(place: AgentPlace) -> None:
     with pytest.raises(NotRun, match="cannot stop its instance"), place.stopped():
         pytest.fail("there is none")
@@ -249,7 +259,7 @@ def test_only_the_run_that_opened_it_uses_a_place(agent: Running, place: AgentPl
             "attachment_id": "b",
             "offset_bytes": 0,
         }  # Any: JSON
-        answer = asked(agent, name, **body, size_bytes=1, content="", what="stopped")
+        answer = asked(agent, name, **body, size_bytes=1, content="", what="stopped", path="sda")
         assert (answer.status_code, "no longer open" in answer.text) == (409, True), name
     place.close()
     with open_place(table(agent, guest=False), tmp_path) as again:
@@ -265,6 +275,7 @@ BOUNDS: dict[str, tuple[str, dict[str, object]]] = {
     "too long": ("write", {"offset_bytes": 0, "content": "A" * (placewire.MOST_BYTES * 4 // 3 + 100)}),
     "no base64": ("write", {"offset_bytes": 0, "content": "?"}),
     "no context": ("begin", {"what": "close"}),
+    "no path of a volume": ("begin", {"what": "lost"}),
     "a path": ("read", {"offset_bytes": 0, "size_bytes": 1, "volume_id": "/etc/shadow" * 6}),
 }
 

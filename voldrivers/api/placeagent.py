@@ -11,10 +11,11 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from voldrivers.api.wire import Body
 from voldrivers.base import Host
 from voldrivers.conformance.places import GuestPlace, LocalPlace
 from voldrivers.conformance.verdicts import NotRun
-from voldrivers.errors import InvalidInput, InvalidState, NotSupported, OutcomeUnknown
+from voldrivers.errors import InvalidInput, InvalidState, NotFound, NotSupported, OutcomeUnknown
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.guests.machine import QEMU
 from voldrivers.model import Attachment, Volume
@@ -141,6 +142,7 @@ class PlaceAgent:
             if self._place is not place:
                 return
             self._place = None
+        place.threads.submit(_turn, place, "end", "lost")
         if place.guest is not None:
             place.guest.kill()
             for file in place.guest.files:
@@ -158,6 +160,9 @@ class PlaceAgent:
         volume_id = arguments.pop("volume_id")
         with self.book.pinned(volume_id, arguments.pop("attachment_id")) as attachment:
             self._check_instance(place, attachment)
+            if name == "lose":
+                _lose(place, _named(volume_id), attachment, arguments["path"])
+                return None
             return _asked(place.place, name, _named(volume_id), attachment, arguments)
 
     def _check_instance(self, place: _Place, attachment: Attachment) -> None:
@@ -187,12 +192,30 @@ def _turn(place: _Place, name: str, what: str) -> None:
         if (context := place.contexts.pop(what, None)) is not None:
             context.close()
         return
+    _begin(place, what, place.place.letting_go if what == "letting_go" else place.place.stopped)
+
+
+def _lose(place: _Place, volume: Volume, attachment: Attachment, path: str) -> None:
+    """Lose a path of a volume for a while; no other disk, whoever asks."""
+    with _offered(path):
+        if path not in place.place.paths(volume, attachment):
+            raise NotFound(f"path of {volume.title}", path)
+    _begin(place, "lost", partial(place.place.lost, path))
+
+
+def _begin(place: _Place, what: str, begun: Callable[[], AbstractContextManager[None]]) -> None:
     if what in place.contexts:
         raise InvalidState(f"{what} of a place", "begun already", "ended first")
+    with _offered(what), ExitStack() as entered:
+        entered.enter_context(begun())
+        place.contexts[what] = entered.pop_all()
+
+
+@contextmanager
+def _offered(what: str) -> Iterator[None]:
+    """Say as an error of ours what this machine does not offer."""
     try:
-        with ExitStack() as entered:
-            entered.enter_context(place.place.letting_go() if what == "letting_go" else place.place.stopped())
-            place.contexts[what] = entered.pop_all()
+        yield
     except NotRun as error:
         raise NotSupported(what, str(error)) from error
 
@@ -205,6 +228,9 @@ def _asked(
         return place.device_bytes(volume, attachment)
     if name == "guest_bytes":
         return place.guest_bytes(volume, attachment)
+    if name == "paths":
+        with _offered(name):
+            return place.paths(volume, attachment)
     offset_bytes: int = arguments["offset_bytes"]
     try:
         if name == "read":

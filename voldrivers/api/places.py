@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +121,8 @@ class AgentPlace(Place):
         """Look through the agent of `host`, at which a place was `opened`."""
         self.host: PlacedHost = host
         self.instance, self._lease = opened.instance, opened.lease
+        #: What each path that was seen belongs to.
+        self._paths: dict[str, tuple[Volume, Attachment]] = {}
 
     def device_bytes(self, volume: Volume, attachment: Attachment) -> int:
         return int(self._of("device_bytes", volume, attachment))
@@ -157,6 +159,20 @@ class AgentPlace(Place):
     def stopped(self) -> AbstractContextManager[None]:
         return self._context("stopped")
 
+    def paths(self, volume: Volume, attachment: Attachment) -> Mapping[str, int]:
+        with _not_run():
+            found: Mapping[str, int] = self._of("paths", volume, attachment)
+        self._paths |= dict.fromkeys(found, (volume, attachment))
+        return found
+
+    @contextmanager
+    def lost(self, path: str) -> Iterator[None]:
+        self._of("lose", *self._paths[path], path=path)
+        try:
+            yield
+        finally:
+            self._ask("end", what="lost")
+
     def residue(self) -> frozenset[str]:
         return frozenset(self._ask("residue"))
 
@@ -170,10 +186,8 @@ class AgentPlace(Place):
         if self.instance is None and what == "letting_go":
             yield
             return
-        try:
+        with _not_run():
             self._ask("begin", what=what)
-        except NotSupported as error:
-            raise NotRun(error.reason) from error
         try:
             yield
         finally:
@@ -186,6 +200,15 @@ class AgentPlace(Place):
 
     def _ask(self, name: str, **arguments: object) -> Any:  # Any: as ask_place
         return self.host.ask_place(name, lease=self._lease, **arguments)
+
+
+@contextmanager
+def _not_run() -> Iterator[None]:
+    """Tell the suite what a place cannot do."""
+    try:
+        yield
+    except NotSupported as error:
+        raise NotRun(error.reason) from error
 
 
 @contextmanager

@@ -52,12 +52,15 @@ _CALLS: dict[str, tuple[dict[str, Any], Any]] = {  # Any: annotations, of types 
     "read": ({**_VOLUME, "offset_bytes": _Offset, "size_bytes": _Size}, Outcome),
     "write": ({**_VOLUME, "offset_bytes": _Offset, "content": _Content}, Outcome),
     "residue": ({}, list[str]),
+    "paths": (_VOLUME, dict[str, int]),
     "begin": ({"what": Literal["letting_go", "stopped"]}, None),
-    "end": ({"what": Literal["letting_go", "stopped"]}, None),
+    #: One of `paths`, of a volume that is attached there now.
+    "lose": ({**_VOLUME, "path": _Text}, None),
+    "end": ({"what": Literal["letting_go", "stopped", "lost"]}, None),
     "close": ({}, None),
 }
 #: Without an answer nothing has happened.
-LOOKS = ("device_bytes", "guest_bytes", "read", "residue")
+LOOKS = ("device_bytes", "guest_bytes", "read", "residue", "paths")
 
 
 @cache

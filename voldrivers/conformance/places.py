@@ -1,7 +1,7 @@
 """This machine as a place: its files and block devices, and a QEMU whose disks are driven from here."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ from voldrivers.guests.device import SECTOR_BYTES, DeviceGuest
 from voldrivers.model import Attachment, Volume
 from voldrivers.process import run
 
-_EJECT_S, _DISCARD_S = 0.2, 30.0
+_EJECT_S, _DISCARD_S, _PATH_S = 0.2, 30.0, 10.0
 _BLOCK, _KERNEL_LOG = Path("/sys/class/block"), Path("/dev/kmsg")
 #: No record of the kernel's log is longer (CONSOLE_EXT_LOG_MAX).
 _RECORD_BYTES = 8192
@@ -74,6 +74,28 @@ class LocalPlace(Place):
         queue = _BLOCK / path.name / "queue"
         logical, physical = (queue / f"{kind}_block_size" for kind in ("logical", "physical"))
         return int(logical.read_text()), int(physical.read_text())
+
+    def paths(self, volume: Volume, attachment: Attachment) -> Mapping[str, int]:
+        device = _BLOCK / Path(str(attachment.device_path)).resolve().name
+        uuid = device / "dm" / "uuid"
+        if not (uuid.exists() and uuid.read_text().startswith("mpath-")):
+            raise NotRun("the volume has no multipath map here")
+        sizes = {path.name: (path / "size").read_text() for path in (device / "slaves").iterdir()}
+        return {name: int(sectors) * SECTOR_BYTES for name, sectors in sizes.items()}
+
+    @contextmanager
+    def lost(self, path: str) -> Iterator[None]:
+        state = _BLOCK / path / "device" / "state"  # scsi_sysfs.c, store_state_field: with the end of a line
+        try:
+            state.write_text("offline\n")
+        except OSError as error:
+            raise NotRun(f"path {path} cannot be lost: {error}") from error
+        try:
+            yield
+        finally:
+            state.write_text("running\n")
+            # It would look by itself after some seconds.
+            run(["multipathd", "reinstate", "path", path], timeout_s=_PATH_S)
 
     def kernel_log(self) -> Sequence[str]:
         try:
