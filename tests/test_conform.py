@@ -132,6 +132,22 @@ def test_a_run_leaves_its_results_and_nothing_else(vendor: Vendor) -> None:
     assert (vendor.files, vendor.runs) == ([".scratch"], [])
 
 
+def test_the_backend_is_taken_away_and_brought_back(vendor: Vendor, tmp_path: Path) -> None:
+    """By the vendor's own commands."""
+    vendor.mark()
+    config, away = tmp_path / "conform.toml", tmp_path / "away"
+    commands = f'begin = "mv {vendor.box} {away}"\nend = "mv {away} {vendor.box}"\n'
+    config.write_text(f"{(EXAMPLE / 'conform.toml').read_text()}\n[outage]\n{commands}")
+    ids = ("ROL-006", "CRA-006", "DAT-006")
+    chosen = [word for check_id in ids for word in ("--only", check_id)]
+    words = ["--config", str(config), "--destroy", str(vendor.box), "--out", str(vendor.results)]
+    code, said = vendor.run("conform", DRIVER, *words, *chosen)
+    assert code == 4, said
+    verdicts = vendor.verdicts()
+    assert [verdicts[each] for each in ids] == ["PASS"] * 3, said
+    assert (vendor.files, away.exists()) == ([".scratch"], False)
+
+
 @pytest.mark.parametrize("profile", ["smoke", pytest.param("all", marks=pytest.mark.full)])
 def test_the_example_passes_all_that_can_be_run_here(vendor: Vendor, profile: str) -> None:
     vendor.mark()

@@ -27,9 +27,12 @@ _CONFIG = """
 {options}
 [scratch]
 pool = "{pool}"
-max_bytes = "2GiB"
+max_bytes = "16GiB"
 [limits]
 sweep_s = 30
+[outage]
+begin = '''{begin}'''
+end = '''{end}'''
 {hosts}
 """
 #: How long all checks may take together.
@@ -38,21 +41,40 @@ _LIMIT_S = 6000.0
 
 @dataclass(frozen=True)
 class Backend:
-    """A driver in the lab: its options, its pool, and what makes that empty."""
+    """A driver in the lab: its options, its pool, what makes that empty, takes it away and brings it back."""
 
     driver: str
     pool: str
     options: str
     clear: str
+    begin: str
+    end: str
 
     def __str__(self) -> str:
         return self.driver
 
 
-LVM = Backend(
-    "lvm", "vg0", 'volume_group = "vg0"\ntarget_ip_addresses = "10.77.1.1,10.77.2.1"', "lvremove --yes vg0"
+#: Another disk under the physical volume, with volumes in use; see `voldrivers.lab.levers`.
+_UNDER = (
+    'bash -euc \'dmsetup load lab-pv --table "0 $(blockdev --getsz /dev/vdc) {target}"; '
+    "dmsetup suspend --noflush --nolockfs lab-pv; dmsetup resume lab-pv'"
 )
-NFS = Backend("nfs", "storage:/", 'share = "storage:/"\nmount_options = "vers=4.2"', "rm -rf /srv/nfs/*")
+LVM = Backend(
+    "lvm",
+    "vg0",
+    'volume_group = "vg0"\ntarget_ip_addresses = "10.77.1.1,10.77.2.1"',
+    "lvremove --yes vg0",
+    _UNDER.format(target="error"),
+    _UNDER.format(target="linear /dev/vdc 0"),
+)
+NFS = Backend(
+    "nfs",
+    "storage:/",
+    'share = "storage:/"\nmount_options = "vers=4.2"',
+    "rm -rf /srv/nfs/*",
+    "rpc.nfsd 0",
+    "rpc.nfsd --no-nfs-version 3 --no-udp 4",
+)
 BACKENDS = pytest.mark.parametrize("backend", [LVM, NFS], ids=str)
 #: What fits into the time of the tests, the quick checks, and all.
 FEW = "--only LIF-001 --only EXI-001 --only EXI-003 --only EXI-005 --only SNP-007"
@@ -79,7 +101,9 @@ def test_on_two_hosts(two_hosts: Lab, backend: Backend) -> None:
 def check_conformant(lab: Lab, backend: Backend, hosts: str, profile: str) -> None:
     """Run the checks of a profile; none fails. What the lab lacks for some is printed."""
     lab.bring_project("storage", CHECKOUT)
-    config = _CONFIG.format(options=backend.options, pool=backend.pool, hosts=hosts)
+    config = _CONFIG.format(
+        options=backend.options, pool=backend.pool, hosts=hosts, begin=backend.begin, end=backend.end
+    )
     written = f"mkdir -p /root/run; cat >/root/run/conform.toml <<'END'\n{config}\nEND"
     shell(lab, "storage", f"{backend.clear} || true; {written}")
     words = [backend.driver, "--config", "/root/run/conform.toml"]

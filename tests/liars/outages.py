@@ -1,5 +1,7 @@
 """Lies about what is there after an outage, and about what was remembered."""
 
+from contextlib import suppress
+
 from liars.deferred import ForgetsAtRestart
 from liars.liar import lying_driver, lying_engine, lying_host
 from voldrivers.errors import BackendError, NotFound
@@ -71,6 +73,14 @@ class TakesItForGone(MemoryDriver):
             raise NotFound("volume", volume.name) from error
 
 
+class TakesItForDeleted(MemoryDriver):
+    """Takes a volume that cannot be reached for one that is deleted already, and leaves it there."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        with suppress(BackendError):
+            super().delete_volume(volume)
+
+
 LIARS = [
     lying_engine(BelievesItWasTold, "CRA-004"),
     lying_host(GrowsByHalves, "CRA-005", MemoryFileDriver),
@@ -78,4 +88,5 @@ LIARS = [
     lying_driver(TrustsWhatIsTorn, "CRA-007"),
     lying_driver(TakesItForEmpty, "ROL-006"),
     lying_driver(TakesItForGone, "ROL-006"),
+    lying_driver(TakesItForDeleted, "ROL-006"),
 ]

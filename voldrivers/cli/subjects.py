@@ -1,10 +1,12 @@
 """What a run of the suite works on, found by the words of a command line and the file of the run."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +14,8 @@ from voldrivers import plugins
 from voldrivers.api.places import HostTable, open_place
 from voldrivers.base import Driver, Run
 from voldrivers.conformance.subject import Oracle, Subject
-from voldrivers.conformance.trials.config import RunConfig
+from voldrivers.conformance.trials.config import OutageTable, RunConfig
+from voldrivers.process import run
 
 
 def find_driver(text: str, directory: str = "") -> type[Driver]:
@@ -50,7 +53,17 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
         deadline_s=config.limits.extend_s,
         sweep_s=config.limits.sweep_s,
         mode=config.mode,
+        outage=partial(_away, config.outage) if config.outage else None,
     )
+
+
+@contextmanager
+def _away(table: OutageTable) -> Iterator[None]:
+    run(shlex.split(table.begin), timeout_s=table.limit_s)
+    try:
+        yield
+    finally:
+        run(shlex.split(table.end), timeout_s=table.limit_s)
 
 
 @contextmanager

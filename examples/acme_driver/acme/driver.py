@@ -55,18 +55,19 @@ class AcmeDriver(Driver, GrownByHypervisor):
 
     def list_volumes(self) -> Sequence[str]:
         """Every file that bears our suffix."""
-        return [path.stem for path in self.options.directory.glob("*.volume")]
+        return [path.stem for path in self._box.glob("*.volume")]
 
     def volume_size(self, volume: Volume) -> int:
         """Look at the file."""
+        path = self._path(volume)
         try:
-            return self._path(volume).stat().st_size
+            return path.stat().st_size
         except FileNotFoundError as error:
-            raise NotFound("volume", volume.name, f" in {self.options.directory}") from error
+            raise NotFound("volume", volume.name, f" in {self._box}") from error
 
     def pool(self) -> Pool:
         """What is promised to volumes is taken, written or not."""
-        taken = sum(path.stat().st_size for path in self.options.directory.glob("*.volume"))
+        taken = sum(path.stat().st_size for path in self._box.glob("*.volume"))
         return Pool(self.options.capacity, max(0, self.options.capacity - taken), taken)
 
     def check_extend(self, volume: Volume, new_size_bytes: int) -> None:
@@ -98,8 +99,15 @@ class AcmeDriver(Driver, GrownByHypervisor):
     def terminate_connection(self, volume: Volume, connector: Connector) -> None:
         """There is nothing to take back."""
 
+    @property
+    def _box(self) -> Path:
+        """Give the directory. One that is away is no empty one."""
+        if not self.options.directory.is_dir():
+            raise BackendError(f"box {self.options.directory}", "is not there")
+        return self.options.directory
+
     def _path(self, volume: Volume) -> Path:
-        return self.options.directory / f"{volume.id}.volume"
+        return self._box / f"{volume.id}.volume"
 
     @contextmanager
     def _locked(self, volume: Volume) -> Iterator[BinaryIO]:

@@ -161,6 +161,7 @@ def out_of_reach(bench: Bench) -> None:
         "volume_size": lambda: driver.volume_size(volume),
         "check_extend": lambda: driver.check_extend(volume, target_bytes),
         "extend_volume": lambda: driver.extend_volume(volume, target_bytes),
+        "delete_volume": lambda: driver.delete_volume(volume),
         "an extend": lambda: bench.extend(volume, target_bytes),
     }
     with outage():

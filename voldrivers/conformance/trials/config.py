@@ -12,6 +12,7 @@
 """
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from voldrivers.registry import read_document
 from voldrivers.sizes import GiB
 
 _FROM_ENVIRONMENT = "env:"
-_KEYS = ("driver", "volume", "scratch", "oracle", "limits", "host", "report")
+_KEYS = ("driver", "volume", "scratch", "oracle", "limits", "host", "report", "outage")
 
 Options = TypeVar("Options")
 
@@ -62,6 +63,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class OutageTable:
+    """The table `[outage]`: commands that have the backend be out of reach, as one that is started anew."""
+
+    begin: str = option("command that takes the backend away; no shell reads it, so name one if you need it")
+    end: str = option("command that brings it back, and ends when the backend can be used")
+    limit_s: float = option("seconds that each may take", 60.0, minimum=1, maximum=3600)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no command."""
+        for name, text in (("begin", self.begin), ("end", self.end)):
+            try:
+                words = shlex.split(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            if not words:
+                raise ValueError(f"{name} must be a command")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What the file says. The tables of the driver, its volumes and the hosts are read by who knows them."""
 
@@ -73,6 +93,7 @@ class RunConfig:
     oracle: str | None = None
     limits: Limits = field(default_factory=Limits)
     mode: str = ""
+    outage: OutageTable | None = None
 
     def read(self, kind: type[Options], table: Mapping[str, object], name: str) -> Options:
         """Read one of those tables. Raises InvalidInput."""
@@ -88,7 +109,7 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> RunConfi
             raise InvalidInput(f"{path}: {name}", f"there is no such table; known: {', '.join(_KEYS)}")
     where, directory = f"{path}: [%s]", path.parent
     document = _revealed(path, "", document, environ)
-    oracle = _table(path, document, "oracle")
+    oracle, outage = _table(path, document, "oracle"), _table(path, document, "outage")
     return RunConfig(
         path,
         _table(path, document, "driver"),
@@ -98,6 +119,7 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> RunConfi
         read_options(OracleTable, oracle, where % "oracle", directory).use if oracle else None,
         read_options(Limits, _table(path, document, "limits"), where % "limits", directory),
         read_options(ReportTable, _table(path, document, "report"), where % "report", directory).mode,
+        read_options(OutageTable, outage, where % "outage", directory) if outage else None,
     )
 
 
