@@ -965,6 +965,8 @@ def test_a_wrong_token_is_refused(agent: RunningAgent, tmp_path: Path) -> None:
             call(host, name)
     assert "f" * 32 not in agent.log
     assert "the token is missing or wrong" in agent.log
+    other.write_text(TOKEN)  # it was copied again
+    assert host.connector().host == "here"
 
 
 def test_the_agent_of_another_host_is_refused(agent: RunningAgent) -> None:

@@ -59,3 +59,14 @@ def test_a_volume_is_let_go_of_with_all_that_was_written(duties: Duties, ram_pat
 def test_an_extra_spec_is_a_text_for_a_value(written: str, read: object) -> None:
     specs = {"voldrivers:what": written, "volume_backend_name": "files", "capabilities:x": "<is> True"}
     assert translation.options(specs) == {"what": read}
+
+
+def test_a_host_that_cannot_be_asked_is_told_when_the_platform_begins(ram_path: Path) -> None:
+    """And the backend is used all the same: other hosts are well."""
+    (ram_path / "share").mkdir()
+    config = ram_path / "voldrivers.toml"
+    host = '[host.compute]\nkind = "agent"\nurl = "https://compute:1"\ntoken_file = "missing"\n'
+    config.write_text(f'state_dir = "state"\n[backend.files]\ndriver = "nfs"\nshare = "share"\n{host}')
+    (trouble,) = Duties(load(config), "files").describe().troubles
+    assert trouble.startswith("host compute: ")
+    assert "missing" in trouble

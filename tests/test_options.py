@@ -166,7 +166,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     checked = check_options(Options, table, WHERE)
     assert checked.options is None
     keys = [problem.subject.removeprefix(f"{WHERE} ") for problem in checked.problems]
-    assert keys == ["share", "format", "nix", "retries"]
+    assert keys == ["format", "nix", "retries", "share"]
 
 
 def test_what_the_options_themselves_refuse_is_wrong_input() -> None:

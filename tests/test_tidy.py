@@ -73,7 +73,13 @@ HOMES: Mapping[str, tuple[str, ...]] = {
         "integrations.cinderfaults",
         "integrations.cinderimages",
     ),
-    "oslo_log": ("integrations.cinder", "integrations.cinderextend", "integrations.cinderfaults"),
+    "oslo_db": ("integrations.cinderextend",),
+    "oslo_log": (
+        "integrations.cinder",
+        "integrations.cinderextend",
+        "integrations.cinderfaults",
+        "integrations.cinderoptions",
+    ),
     "asyncio": ("host.qmp", "api.server", "api.volume.asked"),
     "threading": (
         "host.qmp",

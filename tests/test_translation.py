@@ -7,6 +7,7 @@ import pytest
 
 from voldrivers import brick
 from voldrivers.api.connections import from_data, to_data
+from voldrivers.errors import InvalidState
 from voldrivers.integrations import translation
 from voldrivers.model import ConnectionInfo
 
@@ -59,3 +60,21 @@ def test_what_was_told_is_read_again(info: ConnectionInfo) -> None:
     told = translation.connection(info, to_data(info))
     kind = translation.our_type(told["driver_volume_type"])
     assert from_data(told["data"] | {"driver_volume_type": kind}) == info
+
+
+def test_an_error_is_told_once() -> None:
+    error = InvalidState("extend 1", "cancelled", "asked for again")
+    error.add_note(f"it was rolled back: {error}")
+    error.add_note("at first: its monitor is silent")
+    error.add_note("at first: its monitor is silent")
+    said = (
+        "it was rolled back: extend 1 is cancelled, must be asked for again; at first: its monitor is silent"
+    )
+    assert translation.told(error) == said
+
+
+def test_an_owner_is_shown_no_address_and_no_path() -> None:
+    said = (
+        "host a/b at https://127.0.0.11:9871: (token /etc/x/a.token, 0644) is open; see /tmp/w-1/worker.log"
+    )
+    assert translation.for_owner(said) == "host a/b at ...: (token ..., 0644) is open; see ..."

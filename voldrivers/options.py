@@ -89,16 +89,18 @@ def check_options(
     """
     known = {f.name: f for f in _fields(kind)}
     values: dict[str, object] = {}
-    problems = [
-        InvalidInput(f"{where} {name}", f"must be given: {missing.metadata['meaning']}")
-        for name, missing in known.items()
-        if name not in table and missing.default is MISSING
-    ]
+    problems: list[InvalidInput] = []
     for key, value in table.items():
         try:
             values[key] = _read(kind, known, key, value, directory)
         except ValueError as error:
             problems.append(InvalidInput(f"{where} {key}", _told(kind, known.get(key), error)))
+    # Last: one that is missing may be there under a name that was mistyped.
+    problems += [
+        InvalidInput(f"{where} {name}", f"must be given: {missing.metadata['meaning']}")
+        for name, missing in known.items()
+        if name not in table and missing.default is MISSING
+    ]
     try:
         return Checked(None if problems else kind(**values), tuple(problems))
     except ValueError as error:

@@ -131,7 +131,9 @@ def talk(argv: Sequence[str], *, log: Path, end_s: float) -> Iterator[Talk]:
             child.stdin.close()
         for wait_s, number in ((end_s, signal.SIGTERM), (2.0, signal.SIGKILL)):
             if not holds_within(lambda: _has_ended(child), wait_s):
-                with suppress(ProcessLookupError):
+                with suppress(
+                    ProcessLookupError, PermissionError
+                ):  # sudo's is root's, and ends with its input
                     os.killpg(child.pid, number)
         _end(child)
         assert child.stdout
@@ -264,7 +266,7 @@ def _has_ended(child: "subprocess.Popen[bytes]") -> bool:
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         kill(pid, signal.SIGKILL)
 
 

@@ -266,6 +266,8 @@ class RemoteHost(Host, Layers):
 
     def _read(self, name: str, answer: httpx.Response, content: bytes) -> wire.Body:
         if answer.status_code == httpx.codes.UNAUTHORIZED:
+            for client in ("_client", "_kept"):  # the next call reads the file anew
+                vars(self).pop(client, None)
             raise InvalidInput(self._title, f"it refuses the token in {self.options.token_file}")
         try:
             document = json.loads(content)

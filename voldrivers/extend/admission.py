@@ -75,7 +75,8 @@ def _check_may_extend_attached(volume: Volume, driver: Driver, attached_allowed:
 
 def _check_host(volume: Volume, attachment: Attachment, hosts: Hosts) -> None:
     if attachment.host not in hosts:
-        raise NotFound("host", attachment.host, f", but {volume.title} is attached there")
+        where = f": there is no [host.{attachment.host}], but {volume.title} is attached there"
+        raise NotFound("host", attachment.host, where)
     if attachment.connection_info is not None and attachment.connection_info.encrypted:
         reason = f"it is encrypted on {attachment.place}, and decrypting is not built yet"
         raise NotSupported(volume.title, reason)

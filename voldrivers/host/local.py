@@ -180,7 +180,10 @@ class LocalHost(Host, Layers):
             self.options.monitor_timeout_s, self.options.resize_timeout_s, self.options.unplug_timeout_s
         )
         if attachment.monitor is None:
-            raise NotSupported(f"instance {attachment.place}", "has no monitor that could be asked")
+            raise NotSupported(
+                f"instance {attachment.place}",
+                "has no monitor that could be asked: it does not run there, or not under that name",
+            )
         uri = domain.uri_of(attachment)
         if uri is None:
             return qemu.QEMU(attachment, limits)

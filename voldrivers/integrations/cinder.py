@@ -13,12 +13,12 @@ from cinder import exception, objects
 from oslo_log import log as logging
 
 from voldrivers.api.connections import from_data, to_data
-from voldrivers.errors import InvalidState
+from voldrivers.errors import InvalidState, NotSupported
 from voldrivers.integrations import translation
 from voldrivers.integrations.asking import Worker
 from voldrivers.integrations.cinderbackups import Backups
 from voldrivers.integrations.cinderextend import Extends
-from voldrivers.integrations.cinderfaults import refused, translated, which
+from voldrivers.integrations.cinderfaults import raising, refused, translated, which
 from voldrivers.integrations.cinderimages import Images
 from voldrivers.integrations.cinderoptions import OPTIONS, offered
 from voldrivers.integrations.duties import Described
@@ -64,6 +64,8 @@ class CinderDriver(Images, Backups):
         with translated():
             described: Described = self._worker.ask("describe")
             self._offered = offered(described, self.configuration.voldrivers_report)
+        for trouble in described.troubles:
+            LOG.warning("No volume that it has will be extended in use: %s", trouble)
         waits = self.configuration.voldrivers_assist == "complete" and described.by_hypervisor
         self._described = described
         self.extends = Extends(self._worker, self.ours, self.host, described.deadline_s if waits else None)
@@ -105,22 +107,12 @@ class CinderDriver(Images, Backups):
         with translated():
             room = self._worker.ask("pool")
         config = self.configuration
-        pool = {
+        pool = translation.room(room) | {
             "pool_name": self._backend,
-            "total_capacity_gb": room.total_bytes / GiB,
-            "free_capacity_gb": room.free_bytes / GiB,
-            "provisioned_capacity_gb": room.allocated_bytes / GiB,
             "reserved_percentage": config.safe_get("reserved_percentage"),
             "max_over_subscription_ratio": config.safe_get("max_over_subscription_ratio"),
-            "thick_provisioning_support": True,
-            "thin_provisioning_support": False,
-            "QoS_support": False,
-            "consistencygroup_support": False,
-            "consistent_group_snapshot_enabled": False,
-            "replication_enabled": False,
             "multiattach": self.offers("multi_attach"),
             "online_extend_support": self.offers("in_use_extend") and self.described.extends_attached,
-            "clone_across_pools": False,
             "filter_function": self.get_filter_function(),
             "goodness_function": self.get_goodness_function(),
         }
@@ -162,7 +154,7 @@ class CinderDriver(Images, Backups):
 
     def delete_volume(self, volume: Theirs) -> None:
         """Remove a volume and every byte of it."""
-        with translated({InvalidState: lambda _told: exception.VolumeIsBusy(volume_name=volume.name)}):
+        with translated(raising(exception.VolumeIsBusy(volume_name=volume.name), InvalidState)):
             self._worker.ask("delete_volume", volume=self.ours(volume))
 
     def extend_volume(self, volume: Theirs, new_size: int) -> None:
@@ -200,7 +192,7 @@ class CinderDriver(Images, Backups):
     def unmanage(self, volume: Theirs) -> None:
         """Give a volume up with all its bytes."""
         self.need("manage")
-        with translated({InvalidState: lambda _told: exception.VolumeIsBusy(volume_name=volume.name)}):
+        with translated(raising(exception.VolumeIsBusy(volume_name=volume.name), InvalidState)):
             reference = self._worker.ask("unmanage_volume", volume=self.ours(volume))
         LOG.info("Volume %s was given up; on its backend it is %s", volume.id, reference)
 
@@ -217,10 +209,14 @@ class CinderDriver(Images, Backups):
             return translation.remember(taken.of_snapshot)
 
     def delete_snapshot(self, snapshot: Theirs) -> None:
-        """Remove a snapshot, its volume in use or not; of a driver that takes none there is none."""
+        """Remove a snapshot, its volume in use or not; of a driver that takes none there is none.
+
+        One that cannot be removed now, as layers that no monitor here can merge, stays available.
+        """
         if "snapshots" not in self.described.capabilities:
             return
-        with translated({InvalidState: lambda _told: exception.SnapshotIsBusy(snapshot_name=snapshot.name)}):
+        busy = exception.SnapshotIsBusy(snapshot_name=snapshot.name)
+        with translated(raising(busy, InvalidState, NotSupported)):
             ours, kept = self._ours_of(snapshot)
             self._worker.ask("delete_snapshot", volume=ours, snapshot=kept)
 

@@ -19,6 +19,7 @@ from cinder.db import api as db
 from cinder.message import api as message_api
 from cinder.message import message_field
 from cinder.volume import rpcapi
+from oslo_db.exception import DBError
 from oslo_log import log as logging
 
 from voldrivers.errors import HostUnreachable, InvalidState, OutcomeUnknown, VolDriverError
@@ -33,7 +34,7 @@ FAILURE_KEY = "voldrivers:extend_failure"
 #: So long a message that Cinder's queue has kept may take to arrive, and Cinder to record an error.
 _QUEUE_S, _RECORD_S, _POLL_S = 60.0, 60.0, 0.2
 #: So long an extend whose worker has died is carried on with, by one worker after the other.
-_AGAIN_S = 60.0
+_AGAIN_S, _AGAIN_POLL_S = 60.0, 1.0
 _LONGEST_TEXT = 255
 #: What a message of Cinder's can say, of a fixed list, beside that the driver failed.
 _DETAILS: Mapping[type[VolDriverError], tuple[str, str]] = {
@@ -84,20 +85,28 @@ class Extends:
     # --- one that is under way
 
     def _carry(self, volume: Theirs, journal: "_Journal", duty: str, **arguments: object) -> int:
-        """Have the worker extend; one that has died meanwhile is replaced, and looks what there is."""
-        ends = time.monotonic() + _AGAIN_S
+        """Have the worker extend; one that has died meanwhile is replaced, and looks what there is.
+
+        So it goes when the database is away for a while, which keeps the record.
+        """
+        ends, first = time.monotonic() + _AGAIN_S, ""
         while True:
             try:
                 grown = self._worker.ask(duty, journal.record, volume=self._ours(volume), **arguments)
                 break
-            except VolDriverError as error:
-                is_known = not isinstance(error, OutcomeUnknown) and not journal.is_open()
+            except (VolDriverError, DBError) as error:
+                seen = error if isinstance(error, VolDriverError) else _unrecorded(volume, error)
+                is_known = not isinstance(seen, OutcomeUnknown) and not journal.is_open()
                 if is_known or time.monotonic() > ends:
-                    raise
-                LOG.warning("Looking again how volume %s is being extended: %s", volume.id, error)
+                    if first and first != str(seen):
+                        seen.add_note(f"at first: {first}")
+                    raise seen from error
+                if not first:
+                    LOG.warning("Looking again how volume %s is being extended: %s", volume.id, seen)
+                first = first or str(seen)
             if journal.extend is not None:
                 duty, arguments = "resume_extend", {"extend": journal.extend}
-            time.sleep(_POLL_S)
+            time.sleep(_AGAIN_POLL_S)
         if grown.reason:
             LOG.warning("Volume %s: %s", volume.id, grown.reason)
         journal.forget()
@@ -107,7 +116,7 @@ class Extends:
         """Tell why; give a volume that provably has not changed the status back that Cinder takes away."""
         text = translation.told(error)
         LOG.error("Volume %s was not extended: %s", volume.id, text)
-        _set_failure(volume, text)
+        _set_failure(volume, translation.for_owner(text))
         detail = next((_DETAILS[kind] for kind in type(error).__mro__ if kind in _DETAILS), None)
         if detail is not None:
             context, extends = volume._context, message_field.Action.EXTEND_VOLUME
@@ -126,12 +135,14 @@ class Extends:
             self._resume_unbegun(volume)
             return
         new_size = -(-journal.extend.requested_bytes // GiB)
+        LOG.info("Carrying on with the extend of volume %s to %s GiB", volume.id, new_size)
         try:
             self._carry(volume, journal, "resume_extend", extend=journal.extend)
         except VolDriverError as error:
             self._failed(volume, journal, error)
             self._complete(volume, new_size, error=True)
             return
+        _set_failure(volume, None)
         self._complete(volume, new_size, error=False)
 
     def _resume_unbegun(self, volume: Theirs) -> None:
@@ -143,6 +154,7 @@ class Extends:
             if volume.status != "extending" or _Journal(volume).extend is not None:
                 return
         LOG.warning("Volume %s is extending, but nothing was begun: its status is given back", volume.id)
+        _set_failure(volume, "the request was lost before anything was begun: ask for it again")
         _give_back(volume.id, "extending", volume.previous_status)
 
     def _complete(self, volume: Theirs, new_size: int, *, error: bool) -> None:
@@ -230,10 +242,16 @@ def _give_back(volume_id: str, wrong: str, before: str) -> None:
     LOG.info("Volume %s is %s again: nothing of it has changed", volume_id, before)
 
 
+def _unrecorded(volume: Theirs, error: Exception) -> OutcomeUnknown:
+    reason = f"Cinder's database does not keep its record: {type(error).__name__}"
+    return OutcomeUnknown(f"the extend of volume {volume.name}", reason)
+
+
 def _set_failure(volume: Theirs, text: str | None) -> None:
     context = cinder_context.get_admin_context()
     if text is not None:
-        db.volume_metadata_update(context, volume.id, {FAILURE_KEY: text[:_LONGEST_TEXT]}, False)
+        short = text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+        db.volume_metadata_update(context, volume.id, {FAILURE_KEY: short}, False)
     elif FAILURE_KEY in db.volume_metadata_get(context, volume.id):
         db.volume_metadata_delete(context, volume.id, FAILURE_KEY)
 

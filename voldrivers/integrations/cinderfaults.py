@@ -28,6 +28,11 @@ def translated(own: Own | None = None) -> Iterator[None]:
         raise getattr(exception, translation.exception_name(error))(told) from error
 
 
+def raising(made: Exception, *kinds: type[VolDriverError]) -> Own:
+    """Give one exception for some errors; what is told of those is logged."""
+    return dict.fromkeys(kinds, lambda _told: made)
+
+
 def which(existing_ref: Mapping[str, str]) -> str:
     """Give the name of what is to be managed. Raises ManageExistingInvalidReference."""
     for name in ("source-name", "source-id"):

@@ -28,6 +28,8 @@ from voldrivers.model import Extend
 
 #: A worker says that it is alive so often; one that is silent for so long is given up.
 BEAT_S, SILENCE_S = 5.0, 60.0
+#: What a worker says first, at its output; instead of it {"error": ...} where its configuration is wrong.
+READY = "ready"
 _LONGEST_LINE = 2**22
 _EXTEND = TypeAdapter(Extend)
 Line = Mapping[str, Any]  # Any: what JSON holds
@@ -41,6 +43,10 @@ class Dialog:
         connection.settimeout(SILENCE_S)
         self._connection, self._lock = connection, threading.Lock()
         self._reader = connection.makefile("rb")
+
+    def close(self) -> None:
+        """Read no more; the connection is its owner's."""
+        self._reader.close()
 
     def say(self, **line: object) -> None:
         """Write a line."""

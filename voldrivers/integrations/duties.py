@@ -15,7 +15,7 @@ from voldrivers.abilities import Clones, Manages, Reverts, Taken
 from voldrivers.base import able
 from voldrivers.capabilities import NAMES, InUseExtend
 from voldrivers.config import Config, HostEntry
-from voldrivers.conformance.reports.packages import class_name
+from voldrivers.conformance.reports.packages import class_name, package
 from voldrivers.errors import InvalidInput, InvalidState, NotSupported, VolDriverError
 from voldrivers.extend import admission, taking
 from voldrivers.extend.clients import found
@@ -57,12 +57,15 @@ class Described:
     """What a platform must know of a backend before it uses it."""
 
     driver: str
+    package: str
     protocol: str
     granularity_bytes: int
     capabilities: Sequence[str]
     by_hypervisor: bool
     extends_attached: bool
     deadline_s: float
+    #: What is wrong with single hosts: volumes that they have cannot be extended in use.
+    troubles: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Duties:
         protocol = getattr(self.driver.options, "target_protocol", kind)
         return Described(
             driver=class_name(type(self.driver)),
+            package=package(type(self.driver)),
             protocol=_PROTOCOLS.get(protocol, protocol),
             granularity_bytes=self.driver.size_rule.granularity_bytes,
             capabilities=[name for name in NAMES if declared.declares(name)],
@@ -112,6 +116,7 @@ class Duties:
                 and bool(self.config.hosts)
             ),
             deadline_s=self.config.policy.deadline_s,
+            troubles=list(self._troubles()),
         )
 
     def pool(self) -> Pool:
@@ -262,6 +267,13 @@ class Duties:
         return Grown(outcome.backend_bytes, outcome.extend.reason)
 
     # --- helpers
+
+    def _troubles(self) -> Iterator[str]:
+        for name in self.config.hosts:
+            try:
+                self.hosts[name].check_configuration()
+            except VolDriverError as error:
+                yield f"host {name}: {error}"
 
     def _grow_managed(self, volume: Volume, manages: Manages, wanted_bytes: int) -> None:
         try:

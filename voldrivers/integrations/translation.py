@@ -4,6 +4,7 @@ Cinder's objects are taken as they come (cinder/objects/volume.py): this module 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -29,6 +30,7 @@ from voldrivers.model import (
     Connector,
     Extend,
     Phase,
+    Pool,
     Snapshot,
     SnapshotStatus,
     Volume,
@@ -56,6 +58,8 @@ EXTEND_KEY = "voldrivers:extend"
 #: Extra specs of a volume type that are a driver's options begin so.
 _OPTION = "voldrivers:"
 _ENCRYPTED = ConnectionInfo("", {"encrypted": "true"})
+#: A URL, or an absolute path.
+_OF_THE_SITE = re.compile(r"https?://[^\s;,()]*[^\s;,():]|(?<![\w/.])/[^\s:;,()]+")
 #: What os-brick and Nova call a file by its path, in a directory that each host has mounted by itself.
 _TYPES = {"file": "gpfs"}
 #: Statuses in which Cinder itself reads or writes a volume; it takes all of them for raw.
@@ -113,6 +117,25 @@ def connection(info: ConnectionInfo, data: Mapping[str, Any]) -> dict[str, Any]:
     if info.driver_volume_type == "nfs":
         return told | {"mount_point_base": info.properties["mount_point_base"]}
     return told
+
+
+def room(pool: Pool) -> dict[str, object]:
+    """Give what Cinder's scheduler is told of the room, with what no backend of ours can do.
+
+    Free is what may still be promised, over-subscription counted in: so it may be more than there is.
+    """
+    return {
+        "total_capacity_gb": pool.total_bytes / GiB,
+        "free_capacity_gb": pool.free_bytes / GiB,
+        "provisioned_capacity_gb": pool.allocated_bytes / GiB,
+        "thick_provisioning_support": True,
+        "thin_provisioning_support": False,
+        "QoS_support": False,
+        "consistencygroup_support": False,
+        "consistent_group_snapshot_enabled": False,
+        "replication_enabled": False,
+        "clone_across_pools": False,
+    }
 
 
 def our_type(driver_volume_type: str) -> str:
@@ -174,8 +197,14 @@ def read_extend(volume_id: str, text: str) -> Extend:
 
 
 def told(error: VolDriverError) -> str:
-    """Say an error with what was noted on it."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])])
+    """Say an error with what was noted on it, each once."""
+    said = dict.fromkeys([str(error), *getattr(error, "__notes__", [])])
+    return "; ".join(each for each in said if not any(each != more and each in more for more in said))
+
+
+def for_owner(text: str) -> str:
+    """Say it to the owner of a volume, who is shown no addresses and no paths of the site."""
+    return _OF_THE_SITE.sub("...", text)
 
 
 def exception_name(error: VolDriverError) -> str:
