@@ -78,7 +78,11 @@ NFS = Backend(
 BACKENDS = pytest.mark.parametrize("backend", [LVM, NFS], ids=str)
 #: What fits into the time of the tests, the quick checks, and all.
 FEW = "--only LIF-001 --only EXI-001 --only EXI-003 --only EXI-005 --only SNP-007"
-IN_FULL = [pytest.param(f"--profile {each}", marks=pytest.mark.full, id=each) for each in ("smoke", "all")]
+ALL = "--profile all --budget 300"
+IN_FULL = [
+    pytest.param("--profile smoke", marks=pytest.mark.full, id="smoke"),
+    pytest.param(ALL, marks=pytest.mark.full, id="all"),
+]
 PROFILES = pytest.mark.parametrize("profile", [pytest.param(FEW, id="few"), *IN_FULL])
 
 
@@ -95,7 +99,7 @@ def test_on_one_host(lab: Lab, backend: Backend, profile: str) -> None:
 def test_on_two_hosts(two_hosts: Lab, backend: Backend) -> None:
     prepared.start_agent(two_hosts.machine("compute"))
     prepared.configure(two_hosts.machine("storage"), ["compute"])
-    check_conformant(two_hosts, backend, _THERE + _HERE, "--profile all")
+    check_conformant(two_hosts, backend, _THERE + _HERE, ALL)
 
 
 def check_conformant(lab: Lab, backend: Backend, hosts: str, profile: str) -> None:

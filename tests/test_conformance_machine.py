@@ -4,6 +4,7 @@ import builtins
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from voldrivers.conformance.places import GuestPlace
 from voldrivers.conformance.reports.report import Report
 from voldrivers.conformance.runner import run_check
 from voldrivers.conformance.verdicts import INVARIANTS
+from voldrivers.conformance.walks import machine
 from voldrivers.conformance.walks.machine import MachineOutcome, machine_checks, replay, run_machine
 from voldrivers.conformance.walks.rules import RULES
 from voldrivers.conformance.walks.traces import Step, Trace, read_trace
@@ -186,6 +188,18 @@ def test_time_that_is_over_ends_a_run() -> None:
     assert {result.verdict for result in nothing.results()} == {Verdict.NOT_RUN}
     with pytest.raises(ValueError, match="budget"):
         run_machine(memory.subject(MemoryDriver))
+
+
+def test_what_prepares_a_walk_is_not_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine nothing was walked in a minute."""
+    real = machine._sampler()
+
+    def slow(*arguments: Any, **more: Any) -> Any:  # Any: whatever a sampler takes and gives
+        time.sleep(1.5)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(machine, "_sampler", lambda: slow)
+    assert run_machine(memory.subject(MemoryDriver), seed=1, budget_s=1.0).examples > 0
 
 
 def test_a_report_holds_one_result_for_each_invariant() -> None:

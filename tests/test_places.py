@@ -27,6 +27,7 @@ from voldrivers.conformance.places import GuestPlace, LocalPlace
 from voldrivers.conformance.runner import run_check
 from voldrivers.conformance.subject import Place
 from voldrivers.conformance.verdicts import NotRun
+from voldrivers.conformance.walks.machine import run_machine
 from voldrivers.errors import (
     HostUnreachable,
     InvalidInput,
@@ -140,6 +141,15 @@ def test_checks_run_through_an_agent(far: Subject, check: Check) -> None:
     result = run_check(check, far)
     assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE, Verdict.NOT_RUN), result
     assert result.verdict is Verdict.PASSED or check.id != STOPPED
+
+
+@ROOT
+@RUNS
+@pytest.mark.slow
+def test_walks_go_through_an_agent(far: Subject) -> None:
+    outcome = run_machine(far, seed=1, examples=2, steps=10)
+    assert (outcome.failures, outcome.trouble) == ((), ())
+    assert outcome.steps > 5
 
 
 @ROOT

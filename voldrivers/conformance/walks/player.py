@@ -18,7 +18,7 @@ from voldrivers.model import Attachment, Volume
 from voldrivers.sizes import MiB
 
 #: A guest cuts the serial of a disk there, by which its volume is found.
-_LONGEST_ID = 20
+_LONGEST_ID = 25
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 Act = Callable[["Player", Step], object]
@@ -113,9 +113,12 @@ class Player:
         self.bench.stamps.pop(self.volumes.pop(number).id, None)
 
     def draw_id(self) -> None:
-        """Have the next thing's id begin with that of another volume, where it can: none may be mixed up."""
+        """Have the next thing's id begin with that of another volume, where it can: none may be mixed up.
+
+        It has the form of those that `Bench.new_id` draws: an agent's place shows no other's bytes.
+        """
         stems = sorted((each.id for each in self.volumes.values()), key=len, reverse=True)
-        begins = [each for each in stems if len(each) < _LONGEST_ID] + [f"{self.bench.run_id}-"]
+        begins = [each for each in stems if len(each) < _LONGEST_ID] + [f"{self.bench.run_id}-0000-"]
         found = (f"{begin}{letter}" for begin in begins for letter in _LETTERS)
         new = next((each for each in found if each not in self._used), None)
         self._used |= {new} if new else set()
