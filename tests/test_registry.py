@@ -162,7 +162,7 @@ def test_tells_every_mistake_of_a_table(tmp_path: Path) -> None:
     )
     checked = registry.check(written(tmp_path, text))
     keys = [str(problem).partition("] ")[2].partition(":")[0] for problem in checked.problems]
-    assert keys == ["directory", "direktory", "window", "mode", "nix", "directory", "direktory"]
+    assert keys == ["direktory", "window", "mode", "nix", "directory", "direktory", "directory"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from voldrivers import brick
 from voldrivers.api.connections import from_data, to_data
 from voldrivers.errors import InvalidState
 from voldrivers.integrations import translation
-from voldrivers.model import ConnectionInfo
+from voldrivers.model import ConnectionInfo, Pool
+from voldrivers.sizes import GiB
 
 with brick.without_eventlet():
     from os_brick.initiator.connectors.gpfs import GPFSConnector
@@ -60,6 +61,14 @@ def test_what_was_told_is_read_again(info: ConnectionInfo) -> None:
     told = translation.connection(info, to_data(info))
     kind = translation.our_type(told["driver_volume_type"])
     assert from_data(told["data"] | {"driver_volume_type": kind}) == info
+
+
+def test_a_scheduler_may_promise_as_often_as_the_driver_does() -> None:
+    thin = translation.room(Pool(10 * GiB, 100 * GiB, 30 * GiB, 20.0))
+    assert (thin["thin_provisioning_support"], thin["max_over_subscription_ratio"]) == (True, 20.0)
+    assert (thin["free_capacity_gb"], thin["provisioned_capacity_gb"]) == (5.0, 30.0)
+    thick = translation.room(Pool(10 * GiB, 7 * GiB, 3 * GiB))
+    assert (thick["thin_provisioning_support"], thick["free_capacity_gb"]) == (False, 7.0)
 
 
 def test_an_error_is_told_once() -> None:

@@ -303,11 +303,15 @@ Ledger = tuple[LedgerRow, ...]
 
 @dataclass(frozen=True)
 class Pool:
-    """Room on a backend. `free_bytes` is what may still be promised to new volumes."""
+    """Room on a backend. `free_bytes` is what may still be promised to new volumes.
+
+    `max_over_subscription_ratio` is how often the total may be promised; 1 where volumes take all their room.
+    """
 
     total_bytes: int
     free_bytes: int
     allocated_bytes: int
+    max_over_subscription_ratio: float = 1.0
 
 
 def utc_now() -> datetime:

@@ -110,7 +110,6 @@ class CinderDriver(Images, Backups):
         pool = translation.room(room) | {
             "pool_name": self._backend,
             "reserved_percentage": config.safe_get("reserved_percentage"),
-            "max_over_subscription_ratio": config.safe_get("max_over_subscription_ratio"),
             "multiattach": self.offers("multi_attach"),
             "online_extend_support": self.offers("in_use_extend") and self.described.extends_attached,
             "filter_function": self.get_filter_function(),

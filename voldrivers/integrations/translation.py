@@ -122,14 +122,17 @@ def connection(info: ConnectionInfo, data: Mapping[str, Any]) -> dict[str, Any]:
 def room(pool: Pool) -> dict[str, object]:
     """Give what Cinder's scheduler is told of the room, with what no backend of ours can do.
 
-    Free is what may still be promised, over-subscription counted in: so it may be more than there is.
+    It promises the total as often as the ratio says only where thin provisioning is supported
+    (cinder/scheduler/sched_utils.py, `calculate_capacity_factors`).
     """
+    ratio = pool.max_over_subscription_ratio
     return {
         "total_capacity_gb": pool.total_bytes / GiB,
-        "free_capacity_gb": pool.free_bytes / GiB,
+        "free_capacity_gb": pool.free_bytes / ratio / GiB,
         "provisioned_capacity_gb": pool.allocated_bytes / GiB,
+        "max_over_subscription_ratio": ratio,
         "thick_provisioning_support": True,
-        "thin_provisioning_support": False,
+        "thin_provisioning_support": ratio > 1,
         "QoS_support": False,
         "consistencygroup_support": False,
         "consistent_group_snapshot_enabled": False,

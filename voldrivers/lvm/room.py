@@ -18,7 +18,8 @@ def pool_of(group: VolumeGroup, options: LVMOptions, *, thin: bool) -> Pool:
         return Pool(group.size_bytes, max(0, free_bytes), group.size_bytes - group.free_bytes)
     pool = thin_pool(group, options)
     promised_bytes = sum(volume.size_bytes for volume in group.volumes if volume.pool == pool.name)
-    return Pool(pool.size_bytes, _promisable(group, pool, options), promised_bytes)
+    ratio = options.max_over_subscription_ratio
+    return Pool(pool.size_bytes, _promisable(group, pool, options), promised_bytes, ratio)
 
 
 def check_metadata(subject: str, group: VolumeGroup, *, creates: bool) -> None:

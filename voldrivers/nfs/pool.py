@@ -14,7 +14,8 @@ from voldrivers.nfs.options import NFSOptions
 def pool_of(run: Run, directory: Path, options: NFSOptions) -> Pool:
     """Look at the file system and at every file of ours. Raises InvalidState for a share that is away."""
     room, promised = filesystem.room(run, directory), promised_bytes(directory)
-    return Pool(room.total_bytes, _promisable(room, promised, options), promised)
+    ratio = options.max_over_subscription_ratio
+    return Pool(room.total_bytes, _promisable(room, promised, options), promised, ratio)
 
 
 def check_room(

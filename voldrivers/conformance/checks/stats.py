@@ -1,7 +1,5 @@
 """STA: what a backend says of itself is true: its room, and what it can do."""
 
-from dataclasses import astuple
-
 from voldrivers.capabilities import NAMES
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
@@ -24,9 +22,10 @@ def whole_bytes(bench: Bench) -> None:
     volume = bench.create()
     pool = bench.driver.pool()
     expect(isinstance(pool, Pool), "I8", "pool() gives no Pool", pool=pool)
-    for figure in astuple(pool):
+    for figure in (pool.total_bytes, pool.free_bytes, pool.allocated_bytes):
         is_number = isinstance(figure, int) and not isinstance(figure, bool)
         expect(is_number and figure >= 0, "I8", "a figure is no number of bytes", pool=pool)
+    expect(pool.max_over_subscription_ratio >= 1, "I8", "less may be promised than there is", pool=pool)
     enough = pool.total_bytes >= volume.size_bytes <= pool.allocated_bytes
     expect(enough, "I8", "a volume is larger than all that there is", pool=pool, size=volume.size_bytes)
 
