@@ -3,8 +3,10 @@
 import io
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from cindersite import CONF, SECTION, environment
@@ -30,11 +32,22 @@ cp /etc/voldrivers/voldrivers.toml {there}/lvm.toml
 printf 'state_dir = "/var/lib/voldrivers"\\n[backend.nfs]\\n' >{there}/nfs.toml
 printf 'driver = "nfs"\\nshare = "storage:/"\\n' >>{there}/nfs.toml
 sed --quiet '/^.host/,$p' {there}/lvm.toml >>{there}/nfs.toml
+sed --in-place '/^volume_group/i lvm_type = "thin"' {there}/lvm.toml
 for each in lvm nfs; do printf '[policy]\\ndeadline_s = 60.0\\n' >>{there}/$each.toml; done
 cat >{there}/cinder.conf <<'END'
 {conf}
 END
 lvcreate --quiet --size 3g --thinpool vg0-pool vg0
+"""
+
+
+#: Waits until an extend that is under way stands in Cinder's records.
+_BEGUN = f"""
+import sqlite3, time
+records = sqlite3.connect("{_THERE}/cinder/cinder.sqlite", timeout=60)
+of_extends = "SELECT 1 FROM volume_admin_metadata WHERE deleted = 0 AND key = ?"
+while not records.execute(of_extends, ("voldrivers:extend",)).fetchall():
+    time.sleep(0.05)
 """
 
 
@@ -59,7 +72,7 @@ class TwoMachines:
         self.start()
         assert inside_for(150, lab, "compute", cinderclients.wait_for_pools, 2) == 2
         inside(lab, "compute", cinderclients.make_type, "nfs")
-        inside(lab, "compute", cinderclients.make_type, "lvm", **{"voldrivers:lvm_type": "thin"})
+        inside(lab, "compute", cinderclients.make_type, "lvm")
 
     def python(self, *words: str) -> None:
         """Run a program of Cinder's on storage, to its end."""
@@ -67,6 +80,7 @@ class TwoMachines:
 
     def start(self) -> None:
         """Start Cinder; give back when both of its backends are there."""
+        shell(self.lab, "storage", f"rm --force {_THERE}/cinder.log")
         start = Start(self._words("/project/tests/inside/cinderinone.py"), env=self._environment)
         command = self.lab.machine("storage").channel.start(start, _print)
 
@@ -107,17 +121,84 @@ def machines(lab_cache: Cache) -> Iterator[TwoMachines]:
         yield TwoMachines(running)
 
 
-@pytest.mark.parametrize("backend", ["nfs", "lvm"])
-def test_a_guest_at_work_sees_what_cinder_says(machines: TwoMachines, backend: str) -> None:
-    lab = machines.lab
-    volume_id = inside(lab, "compute", cinderclients.create, 1, backend)
-    inside(lab, "compute", cinderclients.attach, volume_id, INSTANCE)
-    machines.check(volume_id, 1)
-    for size_gib in (2, 3):
-        shown = inside(lab, "compute", cinderclients.extend, volume_id, size_gib)
+@pytest.fixture(autouse=True)
+def log(machines: TwoMachines) -> Iterator[None]:
+    """Have what Cinder complains of in the report of a test that fails."""
+    yield
+    complaints = f"grep --extended-regexp ' (ERROR|WARNING) ' {_THERE}/cinder.log | tail --lines=60"
+    print(shell(machines.lab, "storage", f"{complaints} || true"))
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A volume that the guest works on."""
+
+    machines: TwoMachines
+    backend: str
+    volume_id: str
+
+    @property
+    def size_gib(self) -> int:
+        """Its size in Cinder, once nothing is under way."""
+        return int(self.do(cinderclients.wait)["size"])
+
+    def do(self, function: Callable[..., Any], *arguments: object) -> Any:  # Any: as the function has it
+        """Call one of `inside.cinderclients` for it."""
+        return inside_for(1200, self.machines.lab, "compute", function, self.volume_id, *arguments)
+
+    def check(self, shown: dict[str, Any], size_gib: int) -> None:  # Any: what JSON holds
+        """Have Cinder say that it is in use, of that size, and the guest agree at once and work on."""
         assert (shown["status"], shown["size"]) == ("in-use", size_gib), shown
-        assert machines.disk(volume_id).capacity_bytes == size_gib * GiB
-        machines.check(volume_id, size_gib)
+        assert self.machines.disk(self.volume_id).capacity_bytes == size_gib * GiB
+        self.machines.check(self.volume_id, size_gib)
+
+
+@pytest.fixture(scope="module", params=["lvm", "nfs"])
+def busy(machines: TwoMachines, request: pytest.FixtureRequest) -> Busy:
+    volume_id = inside(machines.lab, "compute", cinderclients.create, 1, request.param)
+    inside(machines.lab, "compute", cinderclients.attach, volume_id, INSTANCE)
+    machines.check(volume_id, 1)
+    return Busy(machines, request.param, volume_id)
+
+
+def test_a_guest_at_work_sees_what_cinder_says(busy: Busy) -> None:
+    for _ in range(2):
+        larger = busy.size_gib + 1
+        busy.check(busy.do(cinderclients.extend, larger), larger)
+
+
+def test_without_its_agent_nothing_changes(busy: Busy) -> None:
+    compute, size_gib = busy.machines.lab.machine("compute"), busy.size_gib
+    shell(busy.machines.lab, "compute", "pkill --full '[v]oldrivers agent'")
+    busy.do(cinderclients.begin_extend, size_gib + 1)
+    is_back = lambda: busy.do(cinderclients.wait)["status"] == "in-use"  # noqa: E731
+    wait_until(is_back, 60, "its status to be given back")
+    shown = busy.do(cinderclients.wait)
+    assert "host compute" in shown["metadata"]["voldrivers:extend_failure"], shown
+    busy.check(shown, size_gib)
+    prepared.start_agent(compute)
+    busy.check(busy.do(cinderclients.extend, size_gib + 1), size_gib + 1)
+
+
+def test_killed_in_the_middle_it_is_carried_on(busy: Busy) -> None:
+    larger = busy.size_gib + 1
+    busy.do(cinderclients.begin_extend, larger)
+    shell(busy.machines.lab, "storage", f"python3 -c '{_BEGUN}'; pkill -9 --full '[c]inderinone'")
+    busy.machines.start()
+    busy.check(busy.do(cinderclients.wait), larger)
+
+
+@pytest.mark.parametrize(("backend", "there"), [("lvm", "lvs --options lv_name vg0"), ("nfs", "ls /srv/nfs")])
+def test_the_life_of_a_volume(machines: TwoMachines, backend: str, there: str) -> None:
+    before = shell(machines.lab, "storage", there)
+    seen = inside_for(1200, machines.lab, "compute", cinderclients.live, backend)
+    assert [tuple(each) for each in seen] == [("available", size_gib) for size_gib in (2, 2, 3, 2)]
+    assert shell(machines.lab, "storage", there) == before
+
+
+def test_with_a_snapshot_it_goes_on_too(busy: Busy) -> None:
+    larger = busy.size_gib + 1
+    busy.check(busy.do(cinderclients.extend_with_a_snapshot, larger), larger)
 
 
 def libraries() -> bytes:

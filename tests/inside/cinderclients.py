@@ -12,17 +12,20 @@ from voldrivers.process import run
 PORT, PROJECT = 8777, "a" * 32
 _STEADY = ("available", "in-use", "error", "error_extending")
 _INSTANCES = Path("/run/lab")
+_LIMIT_S = 200.0
+#: A file of a snapshot is copied by the QEMU that has it, of which each CPU is emulated twice.
+_COPIED_S = 900.0
 
 
-def create(size_gib: int, volume_type: str) -> str:
-    """Make a volume; give its id."""
-    made = _client().volumes.create(size_gib, volume_type=volume_type)
+def create(size_gib: int, volume_type: str, **source: str) -> str:
+    """Make a volume, of a source if one is named; give its id."""
+    made = _client().volumes.create(size_gib, volume_type=volume_type, **source)
     shown = wait(made.id)
     assert shown["status"] == "available", shown
     return str(made.id)
 
 
-def wait(volume_id: str, limit_s: float = 200.0) -> dict[str, Any]:  # Any: what JSON holds
+def wait(volume_id: str, limit_s: float = _LIMIT_S) -> dict[str, Any]:  # Any: what JSON holds
     """Wait until nothing is under way with a volume; give it as it is then."""
     until = time.monotonic() + limit_s
     while True:
@@ -32,10 +35,40 @@ def wait(volume_id: str, limit_s: float = 200.0) -> dict[str, Any]:  # Any: what
         time.sleep(0.5)
 
 
+def begin_extend(volume_id: str, size_gib: int) -> None:
+    """Ask for an extend."""
+    _client().volumes.extend(volume_id, size_gib)
+
+
 def extend(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
     """Extend it, and wait for that."""
-    _client().volumes.extend(volume_id, size_gib)
+    begin_extend(volume_id, size_gib)
     return wait(volume_id)
+
+
+def extend_with_a_snapshot(volume_id: str, size_gib: int) -> dict[str, Any]:  # Any: as above
+    """Take a snapshot of a volume in use, extend the volume, delete the snapshot."""
+    kept = _keep(volume_id)
+    extend(volume_id, size_gib)
+    _delete("volume_snapshots", kept)
+    return wait(volume_id)
+
+
+def live(volume_type: str) -> list[tuple[str, int]]:
+    """Make a volume, extend it, keep it, copy that and it, go back, delete all; give each as it was seen."""
+    volume_id = create(1, volume_type)
+    seen = [extend(volume_id, 2)]
+    kept = _keep(volume_id)
+    copies = [create(2, volume_type, snapshot_id=kept), create(3, volume_type, source_volid=volume_id)]
+    seen += [wait(each) for each in copies]
+    _client().volumes.revert_to_snapshot(
+        _client().volumes.get(volume_id), _client().volume_snapshots.get(kept)
+    )
+    seen.append(wait(volume_id))
+    _delete("volume_snapshots", kept)
+    for each in (*copies, volume_id):
+        _delete("volumes", each)
+    return [(shown["status"], shown["size"]) for shown in seen]
 
 
 def wait_for_pools(count: int, limit_s: float = 100.0) -> int:
@@ -46,9 +79,9 @@ def wait_for_pools(count: int, limit_s: float = 100.0) -> int:
     return known
 
 
-def make_type(name: str, **specs: str) -> None:
-    """Make a volume type for a backend, with further extra specs."""
-    _client().volume_types.create(name).set_keys({"volume_backend_name": name, **specs})
+def make_type(name: str) -> None:
+    """Make a volume type for a backend."""
+    _client().volume_types.create(name).set_keys({"volume_backend_name": name})
 
 
 def attach(volume_id: str, instance: str) -> str:
@@ -74,17 +107,23 @@ def attach(volume_id: str, instance: str) -> str:
     return str(made["id"])
 
 
-def snapshot(volume_id: str) -> str:
-    """Take a snapshot of a volume in use, and delete it; give how it was meanwhile."""
-    cinder = _client()
-    taken = cinder.volume_snapshots.create(volume_id, force=True, name="s")
-    until = time.monotonic() + 200
-    while (status := cinder.volume_snapshots.get(taken.id).status) == "creating" and time.monotonic() < until:
+def _keep(volume_id: str) -> str:
+    """Take a snapshot of a volume, in use or not; give its id."""
+    snapshots, until = _client().volume_snapshots, time.monotonic() + _LIMIT_S
+    taken = snapshots.create(volume_id, name="s")
+    while (status := snapshots.get(taken.id).status) == "creating" and time.monotonic() < until:
         time.sleep(0.5)
-    cinder.volume_snapshots.delete(taken)
-    while cinder.volume_snapshots.list() and time.monotonic() < until:
+    assert status == "available", status
+    return str(taken.id)
+
+
+def _delete(kind: str, its_id: str) -> None:
+    """Delete a volume or a snapshot, and wait for that."""
+    there, until = getattr(_client(), kind), time.monotonic() + _COPIED_S
+    there.delete(its_id)
+    while its_id in [each.id for each in there.list()]:
+        assert time.monotonic() < until, there.get(its_id).to_dict()
         time.sleep(0.5)
-    return str(status)
 
 
 def _client() -> Any:  # Any: cinderclient has no types
