@@ -130,6 +130,9 @@ class Extends:
     # --- one whose process has ended
 
     def _resume(self, volume: Theirs) -> None:
+        # A message is its project's: that of a context without one is lost.
+        volume._context = cinder_context.get_admin_context()
+        volume._context.project_id = volume.project_id
         journal = _Journal(volume)
         if journal.extend is None:
             self._resume_unbegun(volume)
@@ -159,7 +162,7 @@ class Extends:
 
     def _complete(self, volume: Theirs, new_size: int, *, error: bool) -> None:
         """Have Cinder record the end; what the ended process had reserved of a quota expires by itself."""
-        context = cinder_context.get_admin_context()
+        context = volume._context
         reservations = [] if error else _reserved(context, volume, new_size - volume.size)
         api = rpcapi.VolumeAPI()
         api.extend_volume_completion(context, volume, new_size, reservations, error)
