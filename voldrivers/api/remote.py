@@ -85,6 +85,8 @@ class RemoteHost(Host, Layers):
     options: RemoteOptions
     #: A socket on this machine that leads to the agent, in the place of the address in `url`.
     socket: Path | None = None
+    #: Whether the token was refused: it may have been put right since.
+    _is_refused = False
 
     def check_configuration(self) -> None:
         """Refuse a token or certificates that cannot be used."""
@@ -240,6 +242,10 @@ class RemoteHost(Host, Layers):
     def _exchange_on(
         self, client: httpx.Client, method: str, name: str, body: wire.Body | None, limit_s: float
     ) -> wire.Body:
+        if self._is_refused:
+            for each in (self._client, self._kept):
+                each.headers["Authorization"] = self._authorization
+            self._is_refused = False
         began, expires_at = time.monotonic(), utc_now() + timedelta(seconds=limit_s)
         try:
             with client.stream(
@@ -266,8 +272,7 @@ class RemoteHost(Host, Layers):
 
     def _read(self, name: str, answer: httpx.Response, content: bytes) -> wire.Body:
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            for client in ("_client", "_kept"):  # the next call reads the file anew
-                vars(self).pop(client, None)
+            self._is_refused = True
             raise InvalidInput(self._title, f"it refuses the token in {self.options.token_file}")
         try:
             document = json.loads(content)
@@ -287,6 +292,10 @@ class RemoteHost(Host, Layers):
         asked = f"asked for {name}" if name else "asked who it is"
         return BackendError(self._title, f"{asked}, gave no answer of an agent: {reason}")
 
+    @property
+    def _authorization(self) -> str:
+        return f"Bearer {wire.read_token(self.options.token_file)}"
+
     @cached_property
     def _kept(self) -> httpx.Client:
         """Make the client whose connections are kept: a handshake costs more than a look."""
@@ -301,7 +310,7 @@ class RemoteHost(Host, Layers):
 
     def _connecting(self) -> httpx.Client:
         headers = {
-            "Authorization": f"Bearer {wire.read_token(self.options.token_file)}",
+            "Authorization": self._authorization,
             "Accept-Encoding": "identity",
             "Connection": "close",
             "Content-Type": "application/json",
