@@ -1,7 +1,7 @@
 """Both drivers as an operator would prove them: the command, in the lab, on one host and on two.
 
-On one host the storage machine is its own initiator. On two, one of them is behind its agent, and every
-volume has two paths.
+On one host the storage machine is its own initiator. On two, each is behind its agent. Every volume of LVM's
+has two paths.
 """
 
 import json
@@ -17,8 +17,8 @@ from voldrivers.lab.lab import Lab
 _HERE = '[[host]]\nname = "storage"\n'
 _THERE = """
 [[host]]
-name = "compute"
-address = "https://compute:9871"
+name = "{name}"
+address = "https://{name}:9871"
 token_file = "/etc/voldrivers/token"
 ca_file = "/etc/voldrivers/identity.pem"
 """
@@ -96,10 +96,12 @@ def test_on_one_host(lab: Lab, backend: Backend, profile: str) -> None:
 @BACKENDS
 @pytest.mark.full
 @pytest.mark.timeout(_LIMIT_S)
-def test_on_two_hosts(two_hosts: Lab, backend: Backend) -> None:
-    prepared.start_agent(two_hosts.machine("compute"))
-    prepared.configure(two_hosts.machine("storage"), ["compute"])
-    check_conformant(two_hosts, backend, _THERE + _HERE, ALL)
+def test_on_two_hosts(three_hosts: Lab, backend: Backend) -> None:
+    names = ["compute", "compute2"]
+    for name in names:
+        prepared.start_agent(three_hosts.machine(name))
+    prepared.configure(three_hosts.machine("storage"), names)
+    check_conformant(three_hosts, backend, "".join(_THERE.format(name=name) for name in names), ALL)
 
 
 def check_conformant(lab: Lab, backend: Backend, hosts: str, profile: str) -> None:
