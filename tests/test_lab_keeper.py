@@ -10,12 +10,14 @@ import re
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import termios
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,11 +31,12 @@ from labs import TOOLS
 
 import voldrivers
 from voldrivers import process
-from voldrivers.errors import NoSpace
+from voldrivers.errors import BackendError, NoSpace, to_document
 from voldrivers.guests.machine import QEMU
 from voldrivers.lab.cache import MOST_BYTES, Cache
 from voldrivers.lab.channel import WINDOW_BYTES
 from voldrivers.lab.keeper import requirements, runtime
+from voldrivers.lab.keeper.protocol import Connection
 
 pytestmark = [pytest.mark.slow, pytest.mark.lab, pytest.mark.needs(*TOOLS, "flock")]
 
@@ -427,6 +430,37 @@ def test_a_lab_ends_when_it_is_idle_or_loses_a_machine(running: Person) -> None:
     process.wait_until(lambda: [each["name"] for each in running.status()] == ["default"], 15, "both to end")
     assert "no client for 1 seconds" in (running.cache / "logs" / "idle").read_text()
     assert "ended by itself" in (running.cache / "logs" / "broken").read_text()
+
+
+def test_a_lab_that_cannot_tell_how_it_is_hides_no_other(running: Person) -> None:
+    with held_up(running, "ending"):
+        answer = running("status", "--json")
+    assert [each["name"] for each in json.loads(answer.stdout)] == ["default"]
+    assert answer.stderr == "voldrivers: lab ending: QMP of storage: it ended\n"
+
+
+@contextmanager
+def held_up(person: Person, name: str) -> Iterator[None]:
+    """Have a lab whose keeper can only answer why it cannot answer, as one does that loses a machine."""
+    directory = person.runtime / f"voldrivers-lab-{os.getuid()}-{name}"
+    directory.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "keeper"))
+        listener.listen()
+
+        def answer() -> None:
+            connected, _ = listener.accept()
+            client = Connection(connected)
+            client.receive()
+            client.send({"error": to_document(BackendError("QMP of storage", "it ended"))})
+            client.close()
+
+        answers = threading.Thread(target=answer, daemon=True)
+        answers.start()
+        try:
+            yield
+        finally:
+            shutil.rmtree(directory)
 
 
 @pytest.mark.usefixtures("nothing_left")

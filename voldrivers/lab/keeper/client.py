@@ -224,7 +224,7 @@ def _ended(place: Site) -> BackendError:
 
 
 def _ask(connection: Connection, frame: Frame) -> Frame:
-    """Ask what a keeper answers at once. Raises OutcomeUnknown when it does not."""
+    """Ask what a keeper answers at once. Raises OutcomeUnknown when it does not, and what it answers."""
     try:
         connection.send(frame)
         answer = connection.receive(_ANSWER_S)
@@ -232,6 +232,8 @@ def _ask(connection: Connection, frame: Frame) -> Frame:
         raise OutcomeUnknown("a request to the keeper", str(error)) from error
     if answer is None:
         raise OutcomeUnknown("a request to the keeper", "it ended meanwhile")
+    if "error" in answer:
+        raise from_document(answer["error"])
     return answer
 
 
