@@ -25,7 +25,8 @@ from voldrivers.api.placewire import Opened, Outcome
 from voldrivers.api.wire import Body
 from voldrivers.base import Host
 from voldrivers.conformance.places import GuestPlace, LocalPlace
-from voldrivers.conformance.verdicts import NotRun
+from voldrivers.conformance.subject import Filesystem
+from voldrivers.conformance.verdicts import NotApplicable, NotRun
 from voldrivers.errors import InvalidInput, InvalidState, NotFound, NotSupported, OutcomeUnknown
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.guests.machine import QEMU
@@ -45,6 +46,8 @@ class _Place:
     place: LocalPlace
     guest: DeviceGuest | None = None
     contexts: dict[str, ExitStack] = field(default_factory=dict)
+    #: What is mounted.
+    filesystem: Filesystem | None = None
 
 
 class PlaceAgent:
@@ -142,7 +145,8 @@ class PlaceAgent:
             if self._place is not place:
                 return
             self._place = None
-        place.threads.submit(_turn, place, "end", "lost")
+        for what in ("filesystem", "lost"):
+            place.threads.submit(_turn, place, "end", what)
         if place.guest is not None:
             place.guest.kill()
             for file in place.guest.files:
@@ -152,11 +156,17 @@ class PlaceAgent:
     # --- in the thread of the place
 
     def _do(self, place: _Place, name: str, arguments: dict[str, Any]) -> object:  # Any: as the call has them
-        if name == "residue":
-            return sorted(place.place.residue())
+        if name in ("residue", "kernel_log"):
+            with _offered(name):
+                return sorted(place.place.residue()) if name == "residue" else place.place.kernel_log()
         if name in ("begin", "end"):
             _turn(place, name, arguments["what"])
             return None
+        if name == "mount":
+            _begin(place, "filesystem", partial(self._mounted, place, **arguments))
+            return None
+        if "volume_id" not in arguments:
+            return _of_filesystem(place, name, arguments)
         volume_id = arguments.pop("volume_id")
         with self.book.pinned(volume_id, arguments.pop("attachment_id")) as attachment:
             self._check_instance(place, attachment)
@@ -164,6 +174,19 @@ class PlaceAgent:
                 _lose(place, _named(volume_id), attachment, arguments["path"])
                 return None
             return _asked(place.place, name, _named(volume_id), attachment, arguments)
+
+    @contextmanager
+    def _mounted(self, place: _Place, volume_id: str, attachment_id: str, *, fresh: bool) -> Iterator[None]:
+        """Have the file system of a volume be mounted, and the volume stay what was checked."""
+        with (
+            self.book.pinned(volume_id, attachment_id) as attachment,
+            place.place.filesystem(_named(volume_id), attachment, fresh=fresh) as filesystem,
+        ):
+            place.filesystem = filesystem
+            try:
+                yield
+            finally:
+                place.filesystem = None
 
     def _check_instance(self, place: _Place, attachment: Attachment) -> None:
         if attachment.instance is None:
@@ -224,13 +247,29 @@ def _asked(
     place: LocalPlace, name: str, volume: Volume, attachment: Attachment, arguments: dict[str, Any]
 ) -> object:  # Any: as the call has them
     """Ask a device; what it refuses is an answer, not a failure of the agent."""
-    if name == "device_bytes":
-        return place.device_bytes(volume, attachment)
-    if name == "guest_bytes":
-        return place.guest_bytes(volume, attachment)
-    if name == "paths":
+    asks: dict[str, Callable[..., object]] = {
+        "device_bytes": place.device_bytes,
+        "guest_bytes": place.guest_bytes,
+        "sector_bytes": partial(_sector_bytes, place),
+        "paths": place.paths,
+        "discard": place.discard,
+    }
+    if name in asks:
         with _offered(name):
-            return place.paths(volume, attachment)
+            return asks[name](volume, attachment, **arguments)
+    return _io(place, name, volume, attachment, arguments)
+
+
+def _sector_bytes(place: LocalPlace, volume: Volume, attachment: Attachment) -> tuple[int, int] | None:
+    try:
+        return place.sector_bytes(volume, attachment)
+    except NotApplicable:
+        return None
+
+
+def _io(
+    place: LocalPlace, name: str, volume: Volume, attachment: Attachment, arguments: dict[str, Any]
+) -> Outcome:  # Any: as the call has them
     offset_bytes: int = arguments["offset_bytes"]
     try:
         if name == "read":
@@ -240,6 +279,25 @@ def _asked(
         place.write(volume, attachment, offset_bytes, content)
     except binascii.Error as error:
         raise InvalidInput("content to be written", "must be base64") from error
+    except OSError as error:
+        return Outcome(refused=str(error))
+    return Outcome()
+
+
+def _of_filesystem(place: _Place, name: str, arguments: dict[str, Any]) -> object:  # Any: as above
+    mounted = place.filesystem
+    if mounted is None:
+        raise InvalidState("file system of a place", "not mounted", "mounted first")
+    if name == "filesystem_bytes":
+        return mounted.size_bytes()
+    try:
+        with _offered(name):
+            if name == "grow":
+                mounted.grow(**arguments)
+            elif name == "check_file":
+                mounted.check(arguments["file"])
+            else:
+                mounted.write(arguments["file"], arguments["size_bytes"])
     except OSError as error:
         return Outcome(refused=str(error))
     return Outcome()

@@ -69,7 +69,8 @@ class Book:
             if not (_is_of(volume_id, medium.path.name, status) if is_file else stat.S_ISBLK(status.st_mode)):
                 reason = "its bytes are not shown: it is no volume whose id is in the name of its file"
                 raise InvalidInput(f"volume {volume_id} at {medium.path}", reason)
-            yield replace(kept, device_path=f"/proc/self/fd/{opened}")
+            # Not by /proc/self: programs that we run are to find it, too.
+            yield replace(kept, device_path=f"/proc/{os.getpid()}/fd/{opened}")
         finally:
             os.close(opened)
 

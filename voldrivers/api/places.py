@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 
 from voldrivers.api import placewire, sshagent
-from voldrivers.api.placewire import MOST_BYTES, Opened
+from voldrivers.api.placewire import MOST_BYTES, Opened, Outcome
 from voldrivers.api.remote import RemoteHost, RemoteOptions
 from voldrivers.conformance.places import GuestPlace, LocalPlace
-from voldrivers.conformance.subject import Place
-from voldrivers.conformance.verdicts import NotRun
+from voldrivers.conformance.subject import Filesystem, Place
+from voldrivers.conformance.verdicts import NotApplicable, NotRun
 from voldrivers.errors import HostUnreachable, NotSupported, OutcomeUnknown, VolDriverError
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.guests.machine import QEMU
@@ -159,6 +159,31 @@ class AgentPlace(Place):
     def stopped(self) -> AbstractContextManager[None]:
         return self._context("stopped")
 
+    @contextmanager
+    def filesystem(self, volume: Volume, attachment: Attachment, *, fresh: bool) -> Iterator[Filesystem]:
+        with _not_run():
+            self._of("mount", volume, attachment, fresh=fresh)
+        try:
+            yield _FarFilesystem(self._ask)
+        finally:
+            self._ask("end", what="filesystem")
+
+    def discard(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> None:
+        with _not_run():
+            self._of("discard", volume, attachment, offset_bytes=offset_bytes, size_bytes=size_bytes)
+
+    def sector_bytes(self, volume: Volume, attachment: Attachment) -> tuple[int, int]:
+        with _not_run():
+            found: tuple[int, int] | None = self._of("sector_bytes", volume, attachment)
+        if found is None:
+            raise NotApplicable("a file has no sectors")
+        return found
+
+    def kernel_log(self) -> Sequence[str]:
+        with _not_run():
+            said: list[str] = self._ask("kernel_log")
+        return said
+
     def paths(self, volume: Volume, attachment: Attachment) -> Mapping[str, int]:
         with _not_run():
             found: Mapping[str, int] = self._of("paths", volume, attachment)
@@ -200,6 +225,31 @@ class AgentPlace(Place):
 
     def _ask(self, name: str, **arguments: object) -> Any:  # Any: as ask_place
         return self.host.ask_place(name, lease=self._lease, **arguments)
+
+
+@dataclass(frozen=True)
+class _FarFilesystem:
+    """A file system that an agent has mounted for us."""
+
+    ask: Callable[..., Any]  # Any: as ask_place
+
+    def size_bytes(self) -> int:
+        return int(self.ask("filesystem_bytes"))
+
+    def write(self, name: str, size_bytes: int) -> None:
+        self._act("write_file", file=name, size_bytes=size_bytes)
+
+    def check(self, name: str) -> None:
+        self._act("check_file", file=name)
+
+    def grow(self, *, online: bool) -> None:
+        with _not_run():
+            self._act("grow", online=online)
+
+    def _act(self, name: str, **arguments: object) -> None:
+        outcome: Outcome = self.ask(name, **arguments)
+        if outcome.refused is not None:
+            raise OSError(outcome.refused)
 
 
 @contextmanager

@@ -23,8 +23,10 @@ LEASE_S = 900.0
 MOST_BYTES = 2**18
 
 _Offset = Annotated[int, Field(ge=0, lt=2**63)]
+_Length = Annotated[int, Field(ge=1, lt=2**63)]
 _Size = Annotated[int, Field(ge=1, le=MOST_BYTES)]
 _Text = Annotated[str, Field(max_length=64)]
+_File = Annotated[str, Field(pattern=r"^[a-z]{1,16}$")]
 _Content = Annotated[str, Field(max_length=MOST_BYTES // 3 * 4 + 4)]
 _VOLUME = {"volume_id": _Text, "attachment_id": _Text}
 
@@ -51,16 +53,29 @@ _CALLS: dict[str, tuple[dict[str, Any], Any]] = {  # Any: annotations, of types 
     "guest_bytes": (_VOLUME, int | None),
     "read": ({**_VOLUME, "offset_bytes": _Offset, "size_bytes": _Size}, Outcome),
     "write": ({**_VOLUME, "offset_bytes": _Offset, "content": _Content}, Outcome),
+    "discard": ({**_VOLUME, "offset_bytes": _Offset, "size_bytes": _Length}, None),
+    #: None for a file, which has none.
+    "sector_bytes": (_VOLUME, tuple[int, int] | None),
     "residue": ({}, list[str]),
+    "kernel_log": ({}, list[str]),
     "paths": (_VOLUME, dict[str, int]),
     "begin": ({"what": Literal["letting_go", "stopped"]}, None),
     #: One of `paths`, of a volume that is attached there now.
     "lose": ({**_VOLUME, "path": _Text}, None),
-    "end": ({"what": Literal["letting_go", "stopped", "lost"]}, None),
+    #: Of a volume that is attached there now; the next ones are of what is mounted.
+    "mount": ({**_VOLUME, "fresh": bool}, None),
+    "filesystem_bytes": ({}, int),
+    "write_file": ({"file": _File, "size_bytes": _Length}, Outcome),
+    "check_file": ({"file": _File}, Outcome),
+    "grow": ({"online": bool}, Outcome),
+    "end": ({"what": Literal["letting_go", "stopped", "lost", "filesystem"]}, None),
     "close": ({}, None),
 }
 #: Without an answer nothing has happened.
-LOOKS = ("device_bytes", "guest_bytes", "read", "residue", "paths")
+LOOKS = (
+    *("device_bytes", "guest_bytes", "read", "sector_bytes", "residue", "kernel_log", "paths"),
+    *("filesystem_bytes", "check_file"),
+)
 
 
 @cache

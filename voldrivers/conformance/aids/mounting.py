@@ -1,5 +1,6 @@
 """A file system on a volume of this machine: ext4, mounted, files as well as block devices."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -116,6 +117,15 @@ def _device(run: Run, medium: Path) -> Iterator[str]:
         return
     loop = run(["losetup", "--find", "--show", str(medium)], timeout_s=_TIMEOUT_S).stdout.strip()
     try:
+        _check_shows(run, loop, medium)
         yield loop
     finally:
         run(["losetup", "--detach", loop], timeout_s=_TIMEOUT_S)
+
+
+def _check_shows(run: Run, loop: str, medium: Path) -> None:
+    """Refuse a loop device over another file: losetup resolves links, and opens what it finds then."""
+    listed = run(["losetup", "--json", "--output", "BACK-INO", loop], timeout_s=_TIMEOUT_S).stdout
+    (shown,) = json.loads(listed)["loopdevices"]
+    if int(shown["back-ino"]) != medium.stat().st_ino:
+        raise NotRun(f"{loop} shows another file than {medium}")
