@@ -24,7 +24,7 @@ from servicesite import AGENT_TOKEN, PROJECT, SOON_S, Running, free_port, secret
 
 from voldrivers.guests.device import DeviceGuest
 from voldrivers.host.local import LocalHost, LocalOptions
-from voldrivers.integrations.translation import our_type
+from voldrivers.integrations.translation import EXTEND_KEY, our_type
 from voldrivers.model import Attachment, ConnectionInfo, Volume
 from voldrivers.process import holds_within, run, wait_until
 from voldrivers.sizes import GiB, MiB
@@ -315,11 +315,27 @@ class CinderSite:
     def record(self, volume_id: str) -> str:
         """What stands in Cinder's database of an extend that is under way; "" for none."""
         query = "SELECT value FROM volume_admin_metadata WHERE volume_id = ? AND deleted = 0 AND key = ?"
-        with closing(
-            sqlite3.connect(self.directory / "cinder" / "cinder.sqlite", timeout=SOON_S)
-        ) as database:
-            rows = database.execute(query, (volume_id, "voldrivers:extend")).fetchall()
+        with self._database() as database:
+            rows = database.execute(query, (volume_id, EXTEND_KEY)).fetchall()
         return str(rows[0][0]) if rows else ""
+
+    @contextmanager
+    def losing_records(self) -> Iterator[None]:
+        """Have the database not take what becomes of an extend that has begun."""
+        refuse = "BEGIN SELECT RAISE(ABORT, 'the database is away'); END"
+        when = f"BEFORE UPDATE ON volume_admin_metadata WHEN NEW.key = '{EXTEND_KEY}'"
+        with self._database() as database:
+            database.execute(f"CREATE TRIGGER away {when} {refuse}")
+            database.commit()
+        try:
+            yield
+        finally:
+            with self._database() as database:
+                database.execute("DROP TRIGGER away")
+                database.commit()
+
+    def _database(self) -> closing[sqlite3.Connection]:
+        return closing(sqlite3.connect(self.directory / "cinder" / "cinder.sqlite", timeout=SOON_S))
 
     def usage(self) -> int:
         """What the project uses of its quota, in GiB, by Cinder's own books."""

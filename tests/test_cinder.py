@@ -147,6 +147,35 @@ def test_a_host_whose_agent_is_away_is_refused_before_anything_grows(
     site.delete(volume_id)
 
 
+def test_a_snapshot_that_cannot_be_removed_now_stays_available(site: CinderSite, guest: DeviceGuest) -> None:
+    volume_id, snapshots = site.create(1), site.client().volume_snapshots
+    with site.attached(volume_id, guest):
+        snapshot = snapshots.create(volume_id, force=True)
+        wait_until(lambda: snapshots.get(snapshot.id).status == "available", SOON_S, "the snapshot")
+        site.agent.end()
+        snapshots.delete(snapshot)
+        wait_until(lambda: "Delete snapshot failed, due to snapshot busy" in site.log, SOON_S, "its end")
+        wait_until(lambda: snapshots.get(snapshot.id).status == "available", SOON_S, "the snapshot again")
+        site.agent.start()
+        snapshots.delete(snapshot)
+        wait_until(lambda: not snapshots.list(), SOON_S, "the snapshot to go")
+    site.wait(volume_id, "available")
+    site.delete(volume_id)
+
+
+def test_with_its_database_away_for_a_while_an_extend_is_carried_on(site: CinderSite) -> None:
+    volume_id = site.create(1)
+    with site.losing_records():
+        site.extend(volume_id, 2)
+        again = f"Looking again how volume {volume_id} is being extended"
+        wait_until(lambda: again in site.log, SOON_S, "a record to be refused")
+        assert site.client().volumes.get(volume_id).status == "extending"
+    shown = site.wait(volume_id, "available")
+    assert (shown.size, site.file_bytes(volume_id), site.record(volume_id)) == (2, 2 * GiB, "")
+    assert FAILURE not in shown.metadata
+    site.delete(volume_id)
+
+
 def test_a_backend_that_fails_leaves_the_volume_as_it_was(site: CinderSite) -> None:
     volume_id = site.create(1)
     away = site.share().rename(site.directory / "away")
