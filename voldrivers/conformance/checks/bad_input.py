@@ -53,7 +53,6 @@ def sizes(bench: Bench) -> None:
 @check(
     "BAD-002",
     "what does not exist is not found, and never made by a look or an extend",
-    smoke=True,
     hint="raise NotFound; only delete_volume and terminate_connection take it for done",
 )
 def unknown(bench: Bench) -> None:

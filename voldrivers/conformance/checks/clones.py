@@ -18,7 +18,6 @@ _CLONES = "clones"
     "a clone has the bytes of its source, and what is written to either is not in the other",
     level=Level.EXTENDED,
     capability=_CLONES,
-    smoke=True,
 )
 def independent(bench: Bench) -> None:
     """Clone, stamp the source, read the clone, and the other way round; then so in the other order."""

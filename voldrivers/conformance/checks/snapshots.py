@@ -62,8 +62,9 @@ def point_in_time(bench: Bench) -> None:
     volume = bench.create()
     bench.stamp(volume)
     kept = take(bench, volume)
-    bench.stamp(volume)
-    bench.check_data(volume)
+    with bench.opened(volume) as disk:
+        disk.stamp()
+        disk.check()
     check_kept(bench, kept)
 
 

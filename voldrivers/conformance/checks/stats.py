@@ -105,7 +105,6 @@ def full(bench: Bench) -> None:
     "STA-006",
     "what is told of the capabilities is what is declared, and what is done",
     level=Level.EXTENDED,
-    smoke=True,
 )
 def verdicts(bench: Bench) -> None:
     """Read each capability of the object; plan an in-use extend, which is admitted if it is declared."""
