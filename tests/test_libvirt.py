@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from realsite import LARGE, NAME, QCOW2, RAW, SMALL, Kind, RealSite, check_grown, disk_of, fill
+from realsite import LARGE, NAME, QCOW2, RAW, SMALL, Kind, RealSite, check_filled, check_grown, disk_of, fill
 from servicesite import ServiceSite
 
 pytest.importorskip("libvirt", reason="libvirt-python is not installed; see `make setup`")
@@ -35,15 +35,18 @@ from voldrivers.errors import (
     NotFound,
     NotSupported,
     OutcomeUnknown,
+    VolDriverError,
 )
 from voldrivers.filesystem import image_bytes
 from voldrivers.host import blockdev, media
 from voldrivers.host import libvirt as asked
 from voldrivers.host.local import LocalHost
 from voldrivers.host.media import DeviceMedium
+from voldrivers.integrations.duties import Duties
 from voldrivers.model import (
     Attachment,
     ConnectionInfo,
+    Connector,
     Extend,
     InstanceState,
     Ledger,
@@ -53,6 +56,7 @@ from voldrivers.model import (
     utc_now,
 )
 from voldrivers.options import read_options
+from voldrivers.registry import load
 from voldrivers.sizes import GiB, MiB
 
 pytestmark = [
@@ -591,11 +595,76 @@ def test_a_volume_that_is_not_there_is_refused(raw: Plugged) -> None:
     refused(raw, "is not in the instance")
 
 
-def test_layers_are_refused_with_nothing_done(raw: Plugged) -> None:
-    info = raw.attachment.connection_info
-    assert info
-    with pytest.raises(NotSupported, match="over a QMP socket only"):
-        raw.host.switch(raw.volume, raw.attachment, info)
+# layers
+
+
+def overlay_of(acts: Plugged, size_bytes: int = MiB) -> ConnectionInfo:
+    """Make an overlay over the volume; give how a host reaches it."""
+    assert acts.attachment.connection_info
+    image_format = acts.attachment.connection_info.properties["format"]
+    path = acts.path.with_name("over")
+    over = ["-b", acts.path.name, "-F", image_format]
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", *over, str(path), str(size_bytes)], timeout_s=20)
+    return ConnectionInfo("file", {"path": str(path), "format": "qcow2"})
+
+
+def switched(acts: Plugged, info: ConnectionInfo) -> Plugged:
+    path = acts.host.switch(acts.volume, acts.attachment, info)
+    attachment = replace(acts.attachment, connection_info=info, device_path=path)
+    return replace(acts, attachment=attachment)
+
+
+def test_an_overlay_is_laid_over_a_disk_once(plugged: Plugged) -> None:
+    disk, other = plugged.domain.disk(VOLUME_ID), plugged.domain.directory / "other.raw"
+    plug(plugged.domain, make_image(other, "raw"), volume_id=VOLUME_ID[::-1])
+    disk.write(0, b"b" * 512)
+    then = switched(plugged, overlay_of(plugged))
+    assert then.attachment.connection_info
+    assert switched(plugged, then.attachment.connection_info) == then
+    disk.write(0, b"a" * 512)
+    assert disk.read(0, 1) == b"a" * 512
+    assert f"source file='{then.path}'" in then.xml
+    assert f"source file='{other}'" in then.xml
+    assert "urn:voldrivers" not in then.xml
+    then.assist(2 * MiB)
+    assert (then.file_bytes, then.guest_bytes, plugged.file_bytes) == (2 * MiB, 2 * MiB, MiB)
+    unplug_with_guest(then)
+
+
+def test_an_overlay_of_another_size_is_refused(raw: Plugged) -> None:
+    with pytest.raises(InvalidState, match="must be of one size"):
+        switched(raw, overlay_of(raw, 2 * MiB))
+    assert "over" not in raw.xml
+
+
+def test_an_overlay_that_is_none_leaves_the_disk_as_it_was(raw: Plugged) -> None:
+    info = overlay_of(raw)
+    raw.path.with_name("over").write_bytes(b"no qcow2" * 1000)
+    with pytest.raises(VolDriverError):
+        switched(raw, info)
+    assert "over" not in raw.xml
+    raw.check()
+
+
+@pytest.mark.parametrize("end", ["killed", "libvirtd killed", "frozen"])
+def test_an_end_while_an_overlay_is_laid_over_is_told(
+    raw: Plugged, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("voldrivers.host.domain._JOB_WAIT_S", 0.1)
+    info = overlay_of(raw)
+    with ExitStack() as frozen, monkeypatch.context() as patched:
+        ends: dict[str, Callable[[], object]] = {
+            "killed": partial(os.kill, raw.domain.qemu_pid, signal.SIGKILL),
+            "libvirtd killed": raw.domain.daemon.kill,
+            "frozen": lambda: frozen.enter_context(raw.domain.frozen()),
+        }
+        before(patched, "lay_over", ends[end])
+        with pytest.raises((OutcomeUnknown, InvalidState)):
+            switched(raw, info)
+    if end == "libvirtd killed":
+        raw.domain.daemon.start()
+    if end != "killed":
+        assert f"source file='{raw.path.with_name('over')}'" in switched(raw, info).xml
 
 
 # what is known of an instance
@@ -796,15 +865,58 @@ def test_a_file_in_use_is_extended_by_the_engine(daemon: Libvirtd, domain: Domai
     extend = site.extend()
     assert (extend.phase, extend.deferred) == (Phase.COMPLETED, True)
     check_grown(site, domain)
-    with site.engine() as engine, pytest.raises(NotSupported, match="over a QMP socket only"):
-        engine.create_snapshot(NAME, "s")
-    site.check_steady(VolumeStatus.IN_USE, LARGE)
-    assert len(list(site.share.iterdir())) == 1
     domain.destroy()
     assert not site.extend(LARGE + MiB).deferred
     with site.engine() as engine:
         engine.detach(NAME)
     site.check_steady(VolumeStatus.AVAILABLE, LARGE + MiB)
+
+
+@pytest.mark.parametrize("kind", [RAW, QCOW2], ids=lambda kind: kind.name)
+def test_a_snapshot_of_a_file_in_use_is_what_it_was(daemon: Libvirtd, domain: Domain, kind: Kind) -> None:
+    site = site_of(daemon)
+    site.create(kind)
+    with site.engine() as engine:
+        engine.attach(NAME, instance=domain.name)
+        disk = disk_of(site, domain)
+        fill(disk, SMALL)
+        first = engine.create_snapshot(NAME, "first")
+        disk.write(0, b"later".ljust(512, b"."))
+        engine.create_snapshot(NAME, "second")
+    assert site.extend().phase is Phase.COMPLETED
+    assert disk.capacity_bytes() == LARGE
+    with site.engine() as engine:
+        copy = engine.clone_volume("copy", None, first.id)
+        assert copy.size_bytes == SMALL
+        engine.attach("copy", instance=domain.name)
+        check_filled(domain.disk(copy.id), SMALL)
+        assert disk.read(0, 1) == b"later".ljust(512, b".")
+        with pytest.raises(NotSupported, match="merged over a QMP socket only"):
+            engine.delete_snapshot(first.id)
+    site.check_steady(VolumeStatus.IN_USE, LARGE)
+    domain.destroy()
+    with site.engine() as engine:
+        engine.detach(NAME)
+        engine.delete_snapshot(first.id)
+        assert [each.name for each in engine.volume(NAME).snapshots] == ["second"]
+    site.check_steady(VolumeStatus.AVAILABLE, LARGE)
+
+
+def test_a_platform_copies_nothing_by_a_snapshot_that_would_stay(daemon: Libvirtd, domain: Domain) -> None:
+    directory = daemon.directory / f"platform-{time.monotonic_ns()}"
+    (directory / "share").mkdir(parents=True)
+    (directory / "v.toml").write_text(
+        'state_dir = "state"\n[backend.files]\ndriver = "nfs"\nshare = "share"\n'
+        f'[host.here]\nkind = "local"\nlibvirt_uri = "{daemon.uri}"\n'
+    )
+    duties = Duties(load(directory / "v.toml"), "files")
+    empty = Volume(VOLUME_ID, "v", "files", MiB)
+    volume = replace(empty, provider_data=duties.create_volume(empty, {}))
+    duties.check_copy(volume)
+    plug(domain, directory / "share" / f"volume-{VOLUME_ID}")
+    attached = Attachment("a1", VOLUME_ID, "here", domain.uuid, connector=Connector("here"))
+    with pytest.raises(NotSupported, match="its snapshot would stay"):
+        duties.check_copy(replace(volume, attachments=(attached,)))
 
 
 @pytest.mark.parametrize("by_events", [False, True], ids=["assist_extend", "volume-extended"])

@@ -8,7 +8,7 @@ from functools import partial
 
 from voldrivers.abilities import Reverts
 from voldrivers.base import able
-from voldrivers.errors import NOTHING_HAPPENED
+from voldrivers.errors import NOTHING_HAPPENED, NotSupported
 from voldrivers.extend.site import Progress, Site
 from voldrivers.extend.taking import Reach, begin_removal, finish_removal, take
 from voldrivers.model import Snapshot, SnapshotStatus, Volume
@@ -31,7 +31,8 @@ def finish_snapshot_removal(site: Site, volume: Volume, snapshot: Snapshot, *, f
     """Have the backend remove a snapshot that is recorded as being deleted, and forget it.
 
     Where the volume is in use on layers that must be merged first, its QEMU does that. One that the
-    backend refuses right away, asked for just now (`fresh`), is available again.
+    backend refuses right away, asked for just now (`fresh`), is available again; so is one whose layers
+    the volume's host cannot merge.
     """
     reach = _reach(site, volume)
     site.progress(Progress(volume, "deleting", snapshot.title))
@@ -41,7 +42,12 @@ def finish_snapshot_removal(site: Site, volume: Volume, snapshot: Snapshot, *, f
         if fresh:
             site.store.keep_snapshot(snapshot)
         raise
-    finish_removal(reach, volume, snapshot, merge)
+    try:
+        finish_removal(reach, volume, snapshot, merge)
+    except NotSupported:
+        if fresh and begin_removal(reach, volume, snapshot) == merge:  # nothing of it was done
+            site.store.keep_snapshot(snapshot)
+        raise
     site.store.remove_snapshot(snapshot)
 
 

@@ -13,7 +13,14 @@ from voldrivers import process
 from voldrivers.errors import BackendError, InvalidState, NotFound, OutcomeUnknown, VolDriverError
 from voldrivers.host import blocknode, domaindisk, guestagent, hotplug, qemu
 from voldrivers.host.domaindisk import DomainDisk
-from voldrivers.host.instance import Instance, ShownDisk, check_shown, check_time, wanted_bytes
+from voldrivers.host.instance import (
+    Instance,
+    ShownDisk,
+    check_one_size,
+    check_shown,
+    check_time,
+    wanted_bytes,
+)
 from voldrivers.host.libvirt import Connection, Domain, DomainState
 from voldrivers.host.media import Medium
 from voldrivers.model import Attachment, Extend, InstanceState, Volume
@@ -128,6 +135,14 @@ class DomainInstance(Instance):
         with self._domain() as domain:
             return [_shown(domain, disk) for disk in self._found(domain, volume, medium)]
 
+    def switch(self, volume: Volume, now: Medium, then: Medium) -> None:
+        """Have libvirt do it, as an external snapshot of one disk that keeps nothing else."""
+        with self._domain() as domain:
+            self._end_earlier(domain, volume.id)
+            if not self._is_stored_in(domain, volume, then):
+                self._lay_over(domain, volume, now, then)
+            self._found(domain, volume, then)
+
     def guest_bytes(self, volume: Volume) -> int | None:
         """Ask the agent over the domain's channel for it."""
         with self._domain() as domain:
@@ -214,6 +229,30 @@ class DomainInstance(Instance):
                 raise _refused_resize(error, disk, shown, asked_bytes) from error
         self._found(domain, volume, medium)
         check_shown(_shown(domain, disk), medium, asked_bytes)
+
+    def _lay_over(self, domain: Domain, volume: Volume, now: Medium, then: Medium) -> None:
+        disk, *others = self._found(domain, volume, now)
+        if others:
+            raise InvalidState(
+                f"{volume.title} in {domain.title}", "used through several disks", "used through one"
+            )
+        self._check_resizable(domain, disk)
+        check_one_size(volume, _shown(domain, disk).size_bytes, then)
+        snapshot = domaindisk.write_overlay(domaindisk.read(domain.xml()), disk, then)
+        with self._marked(domain, volume.id):
+            try:
+                domain.lay_over(snapshot, self.limits.resize_s)
+            except BackendError as error:
+                raise _refused_attach(error, then) from error
+        if not self._is_stored_in(domain, volume, then):
+            what = f"having {volume.title} written to {then.path}"
+            raise OutcomeUnknown(
+                what, f"libvirt said so, but {disk.title} of {domain.title} has another file"
+            )
+
+    def _is_stored_in(self, domain: Domain, volume: Volume, medium: Medium) -> bool:
+        disks = self._ours(domain, volume) or domaindisk.read(domain.xml())
+        return any(blocknode.is_same_file(disk.source, medium.path) for disk in disks)
 
     @contextmanager
     def _marked(self, domain: Domain, volume_id: str) -> Iterator[None]:

@@ -86,6 +86,19 @@ def write(domain_xml: str, volume: Volume, medium: Medium) -> str:
     return ET.tostring(disk, encoding="unicode")
 
 
+def write_overlay(disks: Sequence[DomainDisk], chosen: DomainDisk, overlay: Medium) -> str:
+    """Describe a snapshot by which one disk goes on in an overlay, and every other one stays as it is."""
+    snapshot = ET.Element("domainsnapshot")
+    listed = ET.SubElement(snapshot, "disks")
+    for disk in disks:
+        if disk.target != chosen.target:
+            ET.SubElement(listed, "disk", name=disk.target, snapshot="no")
+    wanted = ET.SubElement(listed, "disk", name=chosen.target, snapshot="external", type=_kind(overlay))
+    ET.SubElement(wanted, "driver", type=overlay.format)
+    _add_source(wanted, overlay)
+    return ET.tostring(snapshot, encoding="unicode")
+
+
 def _disk(disk: ET.Element, source: str) -> DomainDisk:
     driver, target, mirror = disk.find("driver"), disk.find("target"), disk.find("mirror")
     return DomainDisk(

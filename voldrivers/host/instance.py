@@ -86,22 +86,22 @@ class Instance(ABC):
     def guest_bytes(self, volume: Volume) -> int | None:
         """Ask the agent in the guest for the size; None where there is no agent."""
 
-    def switch(self, volume: Volume, now: Medium, then: Medium) -> None:  # noqa: ARG002 - for those who can
-        """Have the disk written to an empty overlay over what it has."""
-        raise self._no_layers()
+    @abstractmethod
+    def switch(self, volume: Volume, now: Medium, then: Medium) -> None:
+        """Have the disk written to `then`, an empty overlay over `now`; where it is already is no error.
 
-    def merge(self, volume: Volume, medium: Medium, merge: Merge) -> int:  # noqa: ARG002 - as above
+        Raises InvalidState, BackendError (nothing was switched), OutcomeUnknown.
+        """
+
+    def merge(self, volume: Volume, medium: Medium, merge: Merge) -> int:  # noqa: ARG002 - for those who can
         """Have a layer take in the one below it; give what is left."""
-        raise self._no_layers()
+        reason = "layers of a volume in use are merged over a QMP socket only"
+        raise NotSupported(f"instance {self.attachment.place}", reason)
 
     @property
     def key(self) -> str:
         """What tells it from every other instance on this machine."""
         return os.path.realpath(str(self.attachment.monitor))
-
-    def _no_layers(self) -> NotSupported:
-        reason = "layers of a volume in use are switched and merged over a QMP socket only"
-        return NotSupported(f"instance {self.attachment.place}", reason)
 
 
 @contextmanager
@@ -129,6 +129,13 @@ def check_time(volume: Volume, extend: Extend) -> None:
     """Refuse an extend that is expired, right before the act. Raises InvalidState."""
     if extend.expired(utc_now()):
         raise InvalidState(f"extend {extend.id} of {volume.title}", "expired", "asked for again")
+
+
+def check_one_size(volume: Volume, shown_bytes: int, overlay: Medium) -> None:
+    """Refuse to go on in an overlay of another size than QEMU has. Raises InvalidState."""
+    if shown_bytes != overlay.size_bytes():
+        seen = f"{format_size(shown_bytes)} in QEMU, {format_size(overlay.size_bytes())} in {overlay.path}"
+        raise InvalidState(volume.title, seen, "of one size")
 
 
 def check_shown(shown: ShownDisk, medium: Medium, asked_bytes: int) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
 from voldrivers.host import blocknode
 from voldrivers.host.blocknode import BlockNode
+from voldrivers.host.instance import check_one_size
 from voldrivers.host.media import Medium
 from voldrivers.host.qmp import Monitor
 from voldrivers.model import Volume
-from voldrivers.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ def switch(monitor: Monitor, volume: Volume, now: Medium, then: Medium, qemu_pid
     if not blocknode.is_stored_in(top, volume.id, then.path):
         blocknode.check_identity(monitor, top, now.path, now.format, qemu_pid)
         blocknode.check_resizable(monitor, top)
-        if top.size_bytes != then.size_bytes():
-            state = f"{format_size(top.size_bytes)} in QEMU, {format_size(then.size_bytes())} in {then.path}"
-            raise InvalidState(volume.title, state, "of one size")
+        check_one_size(volume, top.size_bytes, then)
         blocknode.close(monitor, volume.id)  # what a switch or a merge left that was killed half-way
         _lay_over(monitor, volume, top, then)
         top = _after(monitor, volume, then.path, now.path)

@@ -25,6 +25,8 @@ from voldrivers.host.limited import within
 
 Result = TypeVar("Result")
 
+#: What libvirt says when a QEMU goes that was to answer (src/qemu/qemu_monitor.c).
+_BROKEN = ("End of file from qemu monitor", "Unable to read from monitor", "Unable to write to monitor")
 #: What a refusal of libvirt means, by the names of its codes (virErrorNumber in virterror.h). All else is
 #: BackendError, and what the transport says (VIR_FROM_RPC) of an act is OutcomeUnknown.
 _CODES = {
@@ -210,12 +212,17 @@ class Domain:
         """
         flags = self._module.VIR_DOMAIN_BLOCK_RESIZE_BYTES
         what = f"resize of {target} in {self.title}"
-        try:
-            self._act(lambda: self._handle.blockResize(target, size_bytes, flags), what, limit_s)
-        except (BackendError, InvalidState) as error:
-            if self._has_ended():  # a QEMU that died of it may have grown the file
-                raise OutcomeUnknown(what, f"its QEMU ended: {error}") from error
-            raise
+        self._act_in_qemu(lambda: self._handle.blockResize(target, size_bytes, flags), what, limit_s)
+
+    def lay_over(self, snapshot: str, limit_s: float) -> None:
+        """Have disks go on in overlays that are there, all or none. Raises as `resize`.
+
+        libvirt then knows what to give the next QEMU; it keeps no snapshot of its own.
+        """
+        names = ("DISK_ONLY", "REUSE_EXT", "NO_METADATA", "ATOMIC")
+        flags = sum(getattr(self._module, f"VIR_DOMAIN_SNAPSHOT_CREATE_{name}") for name in names)
+        what = f"laying an overlay over a disk of {self.title}"
+        self._act_in_qemu(lambda: self._handle.snapshotCreateXML(snapshot, flags), what, limit_s)
 
     def attach(self, disk: str, limit_s: float) -> None:
         """Give the running domain a disk. Raises as `Connection.act`."""
@@ -270,6 +277,15 @@ class Domain:
         limit_s = max(1, round(timeout_s))
         answer = self._look(lambda: libvirt_qemu.qemuAgentCommand(self._handle, request, limit_s, 0))
         return json.loads(answer)["return"]
+
+    def _act_in_qemu(self, call: Callable[[], object], what: str, limit_s: float) -> None:
+        try:
+            self._act(call, what, limit_s)
+        except (BackendError, InvalidState) as error:
+            # A QEMU that died of it may have done it; libvirt may not know yet why its monitor is silent.
+            if any(each in str(error) for each in _BROKEN) or self._has_ended():
+                raise OutcomeUnknown(what, f"its QEMU ended: {error}") from error
+            raise
 
     def _has_ended(self) -> bool:
         try:

@@ -15,13 +15,13 @@ from oslo_log import log as logging
 from voldrivers.api.connections import from_data, to_data
 from voldrivers.errors import InvalidState, NotSupported
 from voldrivers.integrations import translation
+from voldrivers.integrations.answers import Described
 from voldrivers.integrations.asking import Worker
 from voldrivers.integrations.cinderbackups import Backups
 from voldrivers.integrations.cinderextend import Extends
 from voldrivers.integrations.cinderfaults import raising, refused, translated, which
 from voldrivers.integrations.cinderimages import Images
 from voldrivers.integrations.cinderoptions import OPTIONS, offered
-from voldrivers.integrations.duties import Described
 from voldrivers.integrations.localpath import LocalPath
 from voldrivers.model import Connector, Snapshot, Volume
 from voldrivers.sizes import GiB
@@ -143,6 +143,8 @@ class CinderDriver(Images, Backups):
         """
         if not (self.described.by_hypervisor and src_vref.volume_attachment):
             return self._clone(volume, src_vref, None)
+        with translated():
+            self._worker.ask("check_copy", volume=self.ours(src_vref))
         kept = self._create_temp_snapshot(src_vref._context, src_vref)
         try:
             src_vref.refresh()

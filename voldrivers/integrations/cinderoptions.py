@@ -8,7 +8,7 @@ from oslo_log import log as logging
 from voldrivers.conformance.reports.evidence import Proof
 from voldrivers.conformance.reports.recorded import Recorded, read
 from voldrivers.errors import InvalidInput
-from voldrivers.integrations.duties import Described
+from voldrivers.integrations.answers import Described
 
 LOG = logging.getLogger(__name__)
 OPTIONS = [

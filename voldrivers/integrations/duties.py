@@ -5,9 +5,9 @@ is handed to the platform, which records it.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,9 @@ from voldrivers.extend import admission, taking
 from voldrivers.extend.clients import found
 from voldrivers.extend.converge import Record, converge
 from voldrivers.extend.site import Loaded
+from voldrivers.host.domain import uri_of
 from voldrivers.host.local import LocalHost, LocalOptions
+from voldrivers.integrations.answers import Described, Grown
 from voldrivers.locks import in_turn
 from voldrivers.model import (
     Attachment,
@@ -50,30 +52,6 @@ _FLUSH_S = 600.0
 _PROTOCOLS = {"iscsi": "iSCSI", "nvmet_tcp": "NVMe-oF_tcp"}
 
 Options = Mapping[str, Any]  # Any: what JSON holds
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a platform must know of a backend before it uses it."""
-
-    driver: str
-    package: str
-    protocol: str
-    granularity_bytes: int
-    capabilities: Sequence[str]
-    by_hypervisor: bool
-    extends_attached: bool
-    deadline_s: float
-    #: What is wrong with single hosts: volumes that they have cannot be extended in use.
-    troubles: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Grown:
-    """An extend that every layer shows; `reason` says what was found to be not as recorded."""
-
-    backend_bytes: int
-    reason: str
 
 
 class Duties:
@@ -184,6 +162,13 @@ class Duties:
                 raise InvalidState(volume.title, f"{format_size(observed_bytes)} large", needed)
             after, kept = taking.take(self._reach(), self._found(volume), snapshot)
         return Taken(after.provider_data, kept.provider_data)
+
+    def check_copy(self, volume: Volume) -> None:
+        """Refuse a copy of a file in use where the snapshot that it goes by could not be removed."""
+        with self._working_on(volume):
+            if any(uri_of(each) for each in self._found(volume).attachments):
+                reason = "its snapshot would stay: layers in use are merged over a QMP socket only"
+                raise NotSupported(f"copy of {volume.title}", reason)
 
     def delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> None:
         """Remove a snapshot, the volume in use or not."""
