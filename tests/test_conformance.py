@@ -12,13 +12,13 @@ from liars.extend_in_use import ClearsDetachedOnly
 from liars.liar import Liar
 
 from voldrivers.abilities import Merge
-from voldrivers.capabilities import Capabilities
+from voldrivers.capabilities import Capabilities, Condition
 from voldrivers.conformance import Level, Verdict, catalogue, memory, run_checks
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import RESERVED, Check
 from voldrivers.conformance.memory import MemoryOracle
 from voldrivers.conformance.runner import run_check
-from voldrivers.errors import BackendError, InvalidState
+from voldrivers.errors import BackendError, InvalidState, NotSupported
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
 from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Snapshot, Volume
 
@@ -206,6 +206,30 @@ def test_what_is_not_declared_is_tried_all_the_same(
 ) -> None:
     check = next(each for each in catalogue() if each.id == "EXI-091")
     assert run_check(check, memory.subject(driver, host)).verdict is verdict
+
+
+class NeverReverts(MemoryDriver):
+    """It declares reverts with a condition, and refuses each."""
+
+    capabilities = replace(
+        MemoryDriver.capabilities,
+        conditions=(Condition(capability="revert", unless="the snapshot is not the newest"),),
+    )
+
+    def revert_to_snapshot(self, volume: Volume, snapshot: Snapshot) -> str:
+        raise NotSupported(snapshot.title, "only the newest one can be reverted to")
+
+
+def test_a_condition_is_no_excuse_for_doing_nothing() -> None:
+    check = next(each for each in catalogue() if each.id == "SNP-006")
+    refused = run_check(check, memory.subject(NeverReverts))
+    assert (refused.verdict, refused.text) == (
+        Verdict.NOT_RUN,
+        "a declared condition refuses every revert that was tried",
+    )
+    some = run_check(check, memory.subject(MemoryFileDriver))
+    assert some.verdict is Verdict.PASSED
+    assert "a declared condition refused it: " in some.text
 
 
 def test_the_kill_table_in_the_docs_has_every_lie() -> None:

@@ -190,6 +190,16 @@ def test_time_that_is_over_ends_a_run() -> None:
         run_machine(memory.subject(MemoryDriver))
 
 
+def test_a_run_that_walked_too_little_proves_nothing() -> None:
+    short = run_machine(memory.subject(MemoryDriver), seed=1, examples=1, steps=3)
+    assert {result.verdict for result in short.results()} == {Verdict.NOT_RUN}
+    assert "too little was walked (1 walks, 3 steps, seed 1), and never: " in short.results()[0].text
+    assert "clone" in short.missed
+    offline = run_machine(memory.subject(OfflineDriver), seed=1, examples=20)
+    assert offline.missed == ()
+    assert {result.verdict for result in offline.results()} == {Verdict.PASSED}
+
+
 def test_what_prepares_a_walk_is_not_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine nothing was walked in a minute."""
     real = machine._sampler()

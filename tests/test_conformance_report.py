@@ -21,6 +21,7 @@ from voldrivers.conformance.reports.environment import environment
 from voldrivers.conformance.reports.evidence import Conformance, Evidence, Proof, conformance, evidence
 from voldrivers.conformance.reports.recorded import Recorded, read
 from voldrivers.conformance.reports.report import Report
+from voldrivers.conformance.walks.machine import machine_checks
 from voldrivers.errors import CommandFailed, InvalidInput, OutcomeUnknown
 from voldrivers.memory import MemoryDriver
 from voldrivers.model import utc_now
@@ -131,6 +132,7 @@ def test_a_file_of_known_failures_that_is_wrong(tmp_path: Path, text: str, said:
 
 
 LIFE = tuple(check for check in catalogue() if check.group == "LIF")
+MANIFEST = (*catalogue(), *machine_checks())
 PLACE = {"python": "3.11", "kernel": "6.1"}
 
 
@@ -143,7 +145,7 @@ def report_of(driver: type[MemoryDriver], **more: Any) -> Report:  # Any: fields
 def test_the_files_of_a_report(tmp_path: Path) -> None:
     report = report_of(Leaky, mode="thin", seed=7)
     assert report.verdict is Conformance.NON_CONFORMANT
-    assert sum(report.totals.values()) == len(catalogue())
+    assert sum(report.totals.values()) == len(MANIFEST)
     report.write(tmp_path / "out")
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document == report.document()
@@ -167,11 +169,11 @@ def test_what_was_not_selected_is_not_run_and_what_is_missing_is_an_error() -> N
         "NOT-RUN": whole.totals["NOT-RUN"],
         "PASS": sum(not check.not_for(MemoryDriver.capabilities) for check in LIFE),
     }
-    assert sum(whole.totals.values()) == len(catalogue())
+    assert sum(whole.totals.values()) == len(MANIFEST)
     assert whole.verdict is Conformance.PARTIAL
     lost = replace(whole, results=whole.results[1:])
     assert (lost.verdict, lost.totals["ERROR"]) == (Conformance.INCONCLUSIVE, 1)
-    assert sum(lost.totals.values()) == len(catalogue())
+    assert sum(lost.totals.values()) == len(MANIFEST)
     twice = replace(whole, results=[*whole.results, whole.results[0]])
     assert (twice.verdict, twice.totals["ERROR"]) == (Conformance.INCONCLUSIVE, 1)
     foreign = replace(whole, results=[*whole.results, Result("LIF-999", Verdict.PASSED, 0.1)])

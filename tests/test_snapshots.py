@@ -153,6 +153,19 @@ def test_a_refused_revert_changes_nothing(ram_path: Path) -> None:
         assert engine.volume("v") == before
 
 
+def test_a_refused_revert_is_taken_back_after_a_kill_too(ram_path: Path) -> None:
+    with World(driver_type=MemoryFileDriver).engine(ram_path) as engine:
+        engine.create_volume("v", SMALL)
+        first = engine.create_snapshot("v", "first")
+        engine.create_snapshot("v", "second")
+        before = engine.volume("v")
+        engine.store.begin_revert(before, first)  # and then it was killed
+        (resumed,) = engine.resume()
+        assert "only the newest" in str(resumed.error)
+        assert engine.volume("v") == before
+        assert not engine.resume()
+
+
 def test_clones_are_independent_both_ways(world: World, engine: Engine) -> None:
     engine.create_snapshot("v", "s")
     write(world, engine, "v", "after")

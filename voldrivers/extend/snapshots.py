@@ -54,14 +54,15 @@ def finish_snapshot_removal(site: Site, volume: Volume, snapshot: Snapshot, *, f
 def finish_revert(site: Site, volume: Volume, snapshot: Snapshot, *, fresh: bool = False) -> None:
     """Have the backend make a volume what its snapshot is, as recorded, and publish its size.
 
-    One that the backend refuses right away, asked for just now (`fresh`), is available as it was.
+    One that the backend refuses right away, asked for just now (`fresh`), is available as it was; so is one
+    that it does not do at all (a declared condition), whoever asked and was killed.
     """
     driver = site.driver(volume)
     site.progress(Progress(volume, "reverting", f"to {snapshot.title}, {format_size(snapshot.size_bytes)}"))
     try:
         provider_data = able(driver, Reverts, volume.title).revert_to_snapshot(volume, snapshot)
-    except NOTHING_HAPPENED:
-        if fresh:
+    except NOTHING_HAPPENED as error:
+        if fresh or isinstance(error, NotSupported):
             site.store.end_revert(volume, snapshot)
         raise
     reverted = replace(volume, provider_data=provider_data)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from voldrivers.base import Run
-from voldrivers.errors import BackendError, CommandFailed, NotFound
+from voldrivers.errors import BackendError, CommandFailed
 from voldrivers.lvm.mapping import Device
 
 _REPORT_S, _CHANGE_S = 60.0, 120.0
@@ -97,7 +97,11 @@ class LVM:
         self._run, self.group = run, group
 
     def report(self) -> VolumeGroup:
-        """Look at the group: one program, however many volumes it has. Raises NotFound without it."""
+        """Look at the group: one program, however many volumes it has.
+
+        Raises BackendError for a group that lvm does not know: its volumes may be there, on disks that cannot
+        be read.
+        """
         fields = {"vg": _VG, "pv": ("pv_name",), "lv": _LV, "pvseg": ("pv_uuid",), "seg": _SEG}
         chosen = [
             word
@@ -110,7 +114,8 @@ class LVM:
             ).stdout
         except CommandFailed as error:
             if self._is_missing():
-                raise NotFound("volume group", self.group) from error
+                reason = "lvm finds none: there is none of that name, or its disks cannot be read"
+                raise BackendError(f"volume group {self.group}", reason) from error
             raise
         return _group(self.group, json.loads(printed)["report"])
 

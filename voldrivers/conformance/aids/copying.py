@@ -89,6 +89,7 @@ def allowed(bench: Bench, act: Callable[[], object], *capabilities: str) -> bool
         expect(declared, "I9", f"no condition is declared, and it is refused: {refusal}")
         expect(bench.everything() == before, "I6", f"it is refused, and something changed: {refusal}")
         bench.check_room(free_bytes)
+        bench.told.append(f"a declared condition refused it: {refusal}")
         return False
     return True
 

@@ -22,6 +22,7 @@ from voldrivers.conformance.reports.junit import junit
 from voldrivers.conformance.reports.packages import class_name, package
 from voldrivers.conformance.reports.recorded import SCHEMA, recorded
 from voldrivers.conformance.verdicts import INVARIANTS, Result, Verdict
+from voldrivers.conformance.walks.machine import machine_checks
 from voldrivers.errors import InvalidInput
 
 #: The level of the catalogue.
@@ -56,7 +57,7 @@ class Report:
 
     @cached_property
     def rows(self) -> Sequence[tuple[Check, Result]]:
-        """Every check of the catalogue, once, with what came of it.
+        """Every check of the catalogue and of the stateful machine, once, with what came of it.
 
         Raises ValueError for a result of no check.
         """
@@ -65,7 +66,8 @@ class Report:
         twice = [check_id for check_id, times in Counter(r.id for r in self.results).items() if times > 1]
         for check_id in twice:
             came[check_id] = Result(check_id, Verdict.ERROR, 0.0, "the run has several results of it")
-        declared, manifest = self.driver_class.capabilities, {c.id: c for c in catalogue()} | selected
+        declared = self.driver_class.capabilities
+        manifest = {check.id: check for check in (*catalogue(), *machine_checks())} | selected
         if foreign := came.keys() - manifest.keys():
             raise ValueError(f"there are results of no check: {', '.join(sorted(foreign))}")
         return tuple(

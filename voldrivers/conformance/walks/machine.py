@@ -24,6 +24,13 @@ from voldrivers.conformance.walks.walking import Exploration, Failure, Walker, c
 from voldrivers.errors import InvalidInput, NotSupported
 
 _BATCH = 20
+#: The rules without which a run says nothing, and the capability that each needs.
+_WANTED = {
+    **dict.fromkeys(("create", "attach", "write", "detach", "extend", "delete"), ""),
+    **dict.fromkeys(("snapshot", "delete_snapshot"), "snapshots"),
+    "revert": "revert",
+    "clone": "clones",
+}
 #: Far enough apart that the batches of two runs are never the same.
 _SEEDS_APART = 1_000_003
 
@@ -32,8 +39,9 @@ _SEEDS_APART = 1_000_003
 class MachineOutcome:
     """What became of a run: how much was walked, and what broke.
 
-    `walked` says how often which rule was taken in which state of its volume. `trouble` is what kept the
-    machine from walking: a place that lacks something, or a mistake of the suite.
+    `walked` says how often which rule was taken in which state of its volume; `missed` are those that every
+    driver of these capabilities is to be walked with, and was not. `trouble` is what kept the machine from
+    walking: a place that lacks something, or a mistake of the suite.
     """
 
     seed: int
@@ -43,6 +51,7 @@ class MachineOutcome:
     walked: Mapping[tuple[str, str], int]
     failures: tuple[Failure, ...] = ()
     trouble: tuple[Result, ...] = ()
+    missed: tuple[str, ...] = ()
 
     def results(self) -> tuple[Result, ...]:
         """Give one result for each of `machine_checks`."""
@@ -51,6 +60,9 @@ class MachineOutcome:
         if self.examples:
             text = f"{self.examples} walks, {self.steps} steps, seed {self.seed}"
             rest = Result("", Verdict.PASSED, self.seconds, text)
+            if self.missed:
+                text = f"too little was walked ({text}), and never: {', '.join(self.missed)}"
+                rest = Result("", Verdict.NOT_RUN, self.seconds, text)
         rest = self.trouble[0] if self.trouble else rest
         return tuple(failed.get(each.id, replace(rest, id=each.id)) for each in machine_checks())
 
@@ -135,8 +147,11 @@ def _walks(sample: _Sample, ground: Ground, seed: int, steps: int) -> Iterator[W
 
 def _outcome(run: Exploration, *trouble: Result) -> MachineOutcome:
     failures, kept_from = tuple(run.failures.values()), (*run.trouble, *trouble)
+    declared, taken = run.walker.subject.driver_class.capabilities, {name for name, _ in run.walked}
+    wanted = [name for name, needs in _WANTED.items() if not needs or declared.declares(needs)]
+    missed = tuple(name for name in wanted if name not in taken)
     return MachineOutcome(
-        run.seed, run.examples, run.steps, run.seconds, dict(run.walked), failures, kept_from
+        run.seed, run.examples, run.steps, run.seconds, dict(run.walked), failures, kept_from, missed
     )
 
 
