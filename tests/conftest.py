@@ -3,6 +3,7 @@
 `--tier quick|ci|full` (see the Makefile) chooses the tests and the hypothesis profile of that name.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -77,6 +78,17 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     tier, seed = config.getoption("tier"), config.getoption("hypothesis_seed")
     terminalreporter.write_line(f"tier {tier}, seed {seed}; again: --tier {tier} --hypothesis-seed={seed}")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Take away what a command has a log written to: the stream of its test is closed afterwards."""
+    logs = [logging.getLogger(), logging.getLogger("voldrivers")]
+    before = [(log.handlers[:], log.level) for log in logs]
+    yield
+    for log, (handlers, level) in zip(logs, before, strict=True):
+        log.handlers[:] = [h for h in log.handlers if h in handlers or type(h) is not logging.StreamHandler]
+        log.setLevel(level)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.cli import main
 from voldrivers.conformance import Result, Verdict, catalogue
 from voldrivers.conformance.reports.report import Report
+from voldrivers.conformance.walks.machine import machine_checks
 from voldrivers.memory import MemoryDriver
 from voldrivers.model import utc_now
 
@@ -40,7 +41,8 @@ def command(installed: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...
 
 def report(directory: Path, driver: type[Driver], failing: str = "", mode: str = "") -> str:
     """Write the report of a run in which all passes but one check."""
-    checks = [check for check in catalogue() if not check.not_for(driver.capabilities)]
+    manifest = (*catalogue(), *machine_checks())
+    checks = [check for check in manifest if not check.not_for(driver.capabilities)]
     ended = [Result(c.id, Verdict.FAILED if c.id == failing else Verdict.PASSED, 0.1) for c in checks]
     Report(driver, checks, ended, utc_now(), 1.0, "", True, mode, environment={}).write(directory)
     return str(directory / "report.json")

@@ -146,7 +146,7 @@ def acknowledged(bench: Bench) -> None:
 
 @check(
     "ROL-006",
-    "a backend that is out of reach is never taken for an empty one, and what is asked of it is an error, or true",
+    "a backend that is out of reach is never taken for an empty one, and an answer that it gives is true",
     level=Level.FAULT,
     hint="NotFound means: it is proved to be gone; raise BackendError when nobody answers",
 )
