@@ -146,7 +146,7 @@ PUBLISHED = {
     "EXI": 16,
     "DEF": 16,
     "ROL": 9,
-    "CRA": 8,
+    "CRA": 11,
     "CON": 9,
     "DAT": 8,
     "SNP": 10,

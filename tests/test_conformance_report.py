@@ -224,8 +224,8 @@ def test_a_report_is_read_back(tmp_path: Path) -> None:
     found = read(tmp_path / "report.json")
     assert found.driver == "voldrivers.memory.driver:MemoryDriver"
     assert found.verdict is Conformance.PARTIAL
-    assert found.capabilities["manage"].proof is Proof.CONFIRMED
-    assert found.capabilities["manage"].checks == ("LIF-009",)
+    assert found.capabilities["manage"].proof is Proof.PARTIAL  # it is killed and asked again in other groups
+    assert "LIF-009" in found.capabilities["manage"].checks
     assert (found.results["LIF-001"], found.results["LIF-090"]) == ("PASS", "N/A")
 
 

@@ -75,10 +75,108 @@ class RemembersInItself(MemoryFileDriver):
         return reply
 
 
+class KnowsNoHalfClone(MemoryDriver):
+    """Makes a clone's object first and copies into it then: what is there already is taken for copied."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        if volume.id not in self.array.sizes:
+            self.array.resize(volume.id, volume.size_bytes)
+            self.run(["copy", volume.id], timeout_s=60)
+            self.array.remove(volume.id)
+            super().clone_volume(volume, options, source, snapshot)
+        return super().clone_volume(volume, options, source, snapshot)
+
+
+class ForgetsWhatItClones(MemoryDriver):
+    """A clone of a snapshot that was begun is ended as a copy of the live volume."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        begun = self.array.written.setdefault("begun clones", {})
+        kept = None if volume.id in begun.values() else snapshot
+        begun[len(begun)] = volume.id
+        self.run(["begin", volume.id], timeout_s=60)
+        return super().clone_volume(volume, options, source, kept)
+
+
+class SwapsBack(MemoryDriver):
+    """Reverts by a swap with what it has put aside, and taken again the step swaps them back."""
+
+    def revert_to_snapshot(self, volume: Volume, snapshot: Snapshot) -> str:
+        aside = f"aside-{volume.id}"
+        if aside in self.array.foreign:
+            old = self.array.foreign.pop(aside)
+            self.array.fill(volume.id, old, old.size_bytes)
+            return volume.provider_data
+        self.array.foreign[aside] = self.array.image(volume.id)
+        super().revert_to_snapshot(volume, snapshot)
+        self.run(["swap", volume.id], timeout_s=60)
+        del self.array.foreign[aside]
+        return volume.provider_data
+
+
+class RevertsTheSizeFirst(MemoryDriver):
+    """Cuts a volume to its snapshot's size first: one that has that size is taken for reverted."""
+
+    def revert_to_snapshot(self, volume: Volume, snapshot: Snapshot) -> str:
+        size_bytes = self.snapshot_size(volume, snapshot)
+        if self.volume_size(volume) != size_bytes:
+            self.array.resize(volume.id, size_bytes)
+            self.run(["roll", "back", volume.id], timeout_s=60)
+            super().revert_to_snapshot(volume, snapshot)
+        return volume.provider_data
+
+
+class MergesTheSnapshot(MemoryDriver):
+    """Reverts by merging the snapshot into its volume, and takes it anew afterwards."""
+
+    def revert_to_snapshot(self, volume: Volume, snapshot: Snapshot) -> str:
+        if snapshot.id in self.array.snapshots:
+            super().revert_to_snapshot(volume, snapshot)
+            del self.array.snapshots[snapshot.id]
+            self.run(["merge", snapshot.id], timeout_s=60)
+            self.array.snapshots[snapshot.id] = self.array.image(volume.id)
+        return volume.provider_data
+
+
+class LosesWhatItTakesOver(MemoryDriver):
+    """Takes something from its place, has it renamed, and makes it a volume only then."""
+
+    def manage_existing(self, volume: Volume, reference: str, options: object) -> str:
+        if volume.id not in self.array.sizes:
+            self.existing_size(reference, options)
+            taken = self.array.foreign.pop(reference)
+            self.run(["rename", reference, volume.id], timeout_s=60)
+            self.array.foreign[reference] = taken
+        return super().manage_existing(volume, reference, options)
+
+
+class LosesWhatItGivesUp(MemoryDriver):
+    """Takes a volume from its list, and gives it the name under which it can be found only then."""
+
+    def unmanage(self, volume: Volume) -> str:
+        if volume.id in self.array.sizes:
+            image = self.array.image(volume.id)
+            self.array.remove(volume.id)
+            self.run(["rename", volume.id], timeout_s=60)
+            self.array.fill(volume.id, image, image.size_bytes)
+        return super().unmanage(volume)
+
+
 LIARS = [
     lying_driver(GrowsInSlices, "CRA-001"),
     lying_driver(NeedsTwoCalls, "CRA-002"),
     lying_driver(LosesASnapshot, "CRA-002"),
     lying_driver(ExportsTwice, "CRA-002"),
     lying_driver(RemembersInItself, "CRA-003"),
+    lying_driver(KnowsNoHalfClone, "CRA-009"),
+    lying_driver(ForgetsWhatItClones, "CRA-009"),
+    lying_driver(SwapsBack, "CRA-010"),
+    lying_driver(RevertsTheSizeFirst, "CRA-010"),
+    lying_driver(MergesTheSnapshot, "CRA-010"),
+    lying_driver(LosesWhatItTakesOver, "CRA-011"),
+    lying_driver(LosesWhatItGivesUp, "CRA-011"),
 ]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from voldrivers.abilities import Manages
+from voldrivers.base import able
 from voldrivers.conformance.aids.blows import (
     Blow,
     bring_to,
@@ -12,10 +14,11 @@ from voldrivers.conformance.aids.blows import (
     is_killed,
     strike_all,
 )
+from voldrivers.conformance.aids.copying import Kept, allowed, check_kept, clone, revert, take
 from voldrivers.conformance.aids.pending import leave_pending
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.conformance.watch import Killed
 from voldrivers.model import Volume, VolumeStatus
 
@@ -79,6 +82,54 @@ def killed_while_deferred(bench: Bench) -> None:
     check_grown(bench, volume, volume.size_bytes)
 
 
+@check(
+    "CRA-009",
+    "wherever a clone is killed, it is a whole copy or none afterwards, and its source is as it was",
+    level=Level.FAULT,
+    capability="clones",
+    hint="mark what is not whole yet, or name it so: what is there already was perhaps never finished",
+)
+def clone_killed(bench: Bench) -> None:
+    """Kill a larger clone at each boundary of the driver, start anew, resume, read; and so of a snapshot."""
+    source = bench.create()
+    bench.stamp(source)
+    strike_all(bench, (is_killed,), partial(_kill_clone, bench, source, None))
+    if bench.declared.snapshots:
+        kept = take(bench, source)
+        bench.stamp(source)
+        strike_all(bench, (is_killed,), partial(_kill_clone, bench, source, kept))
+    bench.check_data(source)
+
+
+@check(
+    "CRA-010",
+    "wherever a revert is killed, the volume is what the snapshot is afterwards, and that is still there",
+    level=Level.FAULT,
+    capability="revert snapshots",
+    hint="whoever begins anew must find either the old volume or the reverted one, not a mixture of them",
+)
+def revert_killed(bench: Bench) -> None:
+    """Kill a revert after an extend at each boundary of the driver, start anew, resume, read both."""
+    kept = _extended_since(bench)
+    if not allowed(bench, partial(revert, bench, kept), "revert"):
+        raise NotRun("a declared condition refuses every revert here")
+    _take_away(bench)
+    strike_all(bench, (is_killed,), partial(_kill_revert, bench))
+
+
+@check(
+    "CRA-011",
+    "wherever giving up or taking over is killed, it is ended by the next one, and every byte is there",
+    level=Level.FAULT,
+    capability="manage",
+    hint="one step makes it a volume, or none of ours; what comes before and after can be taken again",
+)
+def managing_killed(bench: Bench) -> None:
+    """Kill an unmanage, and a manage, at each boundary of the driver, start anew, resume, read the bytes."""
+    strike_all(bench, (is_killed,), partial(_kill_unmanage, bench))
+    strike_all(bench, (is_killed,), partial(_kill_manage, bench))
+
+
 def _kill_extend(bench: Bench, make: Make, blow: Blow) -> None:
     volume = make()
     bench.stamp(volume)
@@ -99,12 +150,7 @@ def _kill(bench: Bench, make: Make, act: Act, blow: Blow, *, reads: bool) -> Non
     volume = make()
     if reads:
         bench.stamp(volume)
-    with bench.watch.struck(blow), suppress(Killed):
-        act(volume)
-    bench.restart()
-    for resumed in bench.engine.resume():
-        if resumed.error is not None:
-            raise resumed.error
+    _killed(bench, blow, partial(act, volume))
     for left in bench.engine.volumes():
         expect(
             left.status in (VolumeStatus.AVAILABLE, VolumeStatus.IN_USE), "I6", "it is not settled", left=left
@@ -115,6 +161,89 @@ def _kill(bench: Bench, make: Make, act: Act, blow: Blow, *, reads: bool) -> Non
     _take_away(bench)
     after = bench.everything()
     expect(after == before, "I10", "all was taken away, and something is left", before=before, after=after)
+
+
+def _kill_clone(bench: Bench, source: Volume, kept: Kept | None, blow: Blow) -> None:
+    size_bytes = bench.rule.round_up(source.size_bytes + bench.step)
+    with bench.unchanged("its clone was deleted"):
+        _killed(bench, blow, partial(clone, bench, source, kept, size_bytes))
+        bench.check_agreed(source, source.size_bytes)
+        for made in bench.engine.volumes():
+            if made.id != source.id:
+                bench.stamps[made.id] = kept.stamps if kept else bench.stamps[source.id]
+                _check_whole(bench, made, size_bytes)
+                bench.engine.delete_volume(made.id)
+
+
+def _kill_revert(bench: Bench, blow: Blow) -> None:
+    with bench.unchanged("all of it was deleted"):
+        kept = _extended_since(bench)
+        _killed(bench, blow, partial(revert, bench, kept))
+        (volume,) = bench.engine.volumes()
+        bench.stamps[volume.id] = kept.stamps
+        _check_whole(bench, volume, kept.snapshot.size_bytes)
+        check_kept(bench, kept)
+        _take_away(bench)
+
+
+def _kill_unmanage(bench: Bench, blow: Blow) -> None:
+    with bench.unchanged("all of it was deleted"):
+        volume = bench.create()
+        bench.stamp(volume)
+        last = bench.now(volume)
+        _killed(bench, blow, lambda: bench.engine.unmanage_volume(volume.id))
+        # What it was given up as has perhaps died with the process: the driver says it again.
+        reference = able(bench.driver, Manages, "the conformance suite").unmanage(last)
+        expect(volume.id not in bench.driver.list_volumes(), "I9", "it was given up, and is still listed")
+        _check_taken_over(bench, volume, _manage(bench, bench.name(), reference))
+
+
+def _kill_manage(bench: Bench, blow: Blow) -> None:
+    with bench.unchanged("all of it was deleted"):
+        volume, name = bench.create(), bench.name()
+        bench.stamp(volume)
+        reference = bench.engine.unmanage_volume(volume.id)
+        _killed(bench, blow, lambda: _manage(bench, name, reference))
+        if not bench.engine.volumes():  # killed before it was recorded
+            _manage(bench, name, reference)
+        _check_taken_over(bench, volume, bench.engine.volume(name))
+
+
+def _killed(bench: Bench, blow: Blow, act: Callable[[], object]) -> None:
+    """Kill an act, start anew, and end what it has left under way."""
+    with bench.watch.struck(blow), suppress(Killed):
+        act()
+    bench.restart()
+    for resumed in bench.engine.resume():
+        if resumed.error is not None:
+            raise resumed.error
+
+
+def _check_whole(bench: Bench, volume: Volume, size_bytes: int) -> None:
+    now = bench.now(volume)
+    expect(now.status is VolumeStatus.AVAILABLE, "I6", "it is not settled", now=now)
+    bench.check_agreed(volume, size_bytes)
+    bench.check_data(volume)
+
+
+def _check_taken_over(bench: Bench, given_up: Volume, managed: Volume) -> None:
+    bench.stamps[managed.id] = bench.stamps.pop(given_up.id)
+    _check_whole(bench, managed, given_up.size_bytes)
+    bench.engine.delete_volume(managed.id)
+
+
+def _manage(bench: Bench, name: str, reference: str) -> Volume:
+    return bench.engine.manage_volume(name, reference, options=bench.subject.volume_options)
+
+
+def _extended_since(bench: Bench) -> Kept:
+    """Give a snapshot whose volume was extended and written to afterwards."""
+    volume = bench.create()
+    bench.stamp(volume)
+    kept = take(bench, volume)
+    bench.extend(volume, volume.size_bytes + bench.step)
+    bench.stamp(volume)
+    return kept
 
 
 def _attached(bench: Bench) -> Volume:
