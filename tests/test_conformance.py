@@ -154,7 +154,7 @@ PUBLISHED = {
     "ATT": 11,
     "STA": 6,
     "BAD": 8,
-    "IDM": 5,
+    "IDM": 7,
     "LEK": 7,
     "ADP": 8,
 }

@@ -6,7 +6,7 @@ from itertools import count
 from liars.liar import lying_driver
 from voldrivers.errors import InvalidSize, InvalidState, NotFound
 from voldrivers.memory import MemoryDriver
-from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Volume
+from voldrivers.model import ConnectionInfo, Connector, ExtendReply, Snapshot, Volume
 
 _SERIAL = count()
 
@@ -71,6 +71,52 @@ class CreatesOnce(MemoryDriver):
         return super().create_volume(volume, options)
 
 
+class ClonesOnce(MemoryDriver):
+    """Refuses to make a clone that is there, though only its answer was lost."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        if volume.id in self.array.sizes:
+            raise InvalidState(volume.title, "there already", "new")
+        return super().clone_volume(volume, options, source, snapshot)
+
+
+class CopiesAgain(MemoryDriver):
+    """Copies the snapshot once more over a clone that is there."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        if snapshot is not None and volume.id in self.array.sizes:
+            self.array.fill(volume.id, self.array.snapshots[snapshot.id], volume.size_bytes)
+        return super().clone_volume(volume, options, source, snapshot)
+
+
+class TakesOverOnce(MemoryDriver):
+    """Does not find what it has taken over already, though only its answer was lost."""
+
+    def manage_existing(self, volume: Volume, reference: str, options: object) -> str:
+        self.existing_size(reference, options)
+        return super().manage_existing(volume, reference, options)
+
+
+class GivesUpOnce(MemoryDriver):
+    """Does not find what it has given up already, though only its answer was lost."""
+
+    def unmanage(self, volume: Volume) -> str:
+        self.volume_size(volume)
+        return super().unmanage(volume)
+
+
+class AnotherReference(MemoryDriver):
+    """Answers what it has given up already with a name under which there is nothing."""
+
+    def unmanage(self, volume: Volume) -> str:
+        known = volume.id in self.array.sizes
+        return super().unmanage(volume) if known else volume.name
+
+
 LIARS = [
     lying_driver(Emptying, "IDM-001"),
     lying_driver(NewPassword, "IDM-001"),
@@ -79,4 +125,9 @@ LIARS = [
     lying_driver(DetachesOnce, "IDM-004"),
     lying_driver(Delta, "IDM-005"),
     lying_driver(CreatesOnce, "IDM-005"),
+    lying_driver(ClonesOnce, "IDM-006"),
+    lying_driver(CopiesAgain, "IDM-006"),
+    lying_driver(TakesOverOnce, "IDM-007"),
+    lying_driver(GivesUpOnce, "IDM-007"),
+    lying_driver(AnotherReference, "IDM-007"),
 ]

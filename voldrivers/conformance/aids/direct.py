@@ -18,6 +18,12 @@ def options(bench: Bench) -> object:
     return read_options(kind, {}, "volume option")
 
 
+def usual_options(bench: Bench) -> object:
+    """Give the options of every volume that is made here."""
+    kind: type[object] = bench.driver.volume_options_type
+    return read_options(kind, bench.subject.volume_options, "volume option")
+
+
 def blank(bench: Bench, size_bytes: int = 0, name: str = "") -> Volume:
     """Give a volume that nobody has made yet."""
     return Volume(bench.new_id(), name or bench.name(), bench.driver.name, size_bytes or bench.small)

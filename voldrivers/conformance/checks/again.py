@@ -4,15 +4,18 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from voldrivers.abilities import Snapshots
+from voldrivers.abilities import Clones, Manages, Snapshots
+from voldrivers.base import able
 from voldrivers.capabilities import InUseExtend
 from voldrivers.conformance.aids import direct
+from voldrivers.conformance.aids.copying import clone, take
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.catalogue import check
+from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import expect
 from voldrivers.errors import InvalidState, NotFound, VolDriverError
 from voldrivers.model import ExtendReply, Volume, VolumeStatus
 
+_SUITE = "the conformance suite"
 _LOOK = "look first, then act: after a crash everything is asked for once more"
 
 
@@ -26,9 +29,8 @@ def twice(bench: Bench) -> None:
     """Have the driver create, extend and export again, with the arguments of the first time."""
     volume = bench.create()
     bench.stamp(volume)
-    asked = replace(volume, status=VolumeStatus.CREATING, provider_data="", backend_bytes=0)
     with bench.unchanged("it was created again"):
-        answer = direct.make(bench, asked).provider_data
+        answer = direct.make(bench, _asked(volume, VolumeStatus.CREATING)).provider_data
     expect(answer == volume.provider_data, "I7", "another provider_data", first=volume, then=answer)
     wanted = volume.size_bytes + bench.step
     bench.extend(volume, wanted)
@@ -115,6 +117,58 @@ def lost_answers(bench: Bench) -> None:
         bench.engine.delete_volume(volume.id)
     _resume(bench)
     expect(volume.id not in bench.driver.list_volumes(), "I7", "it is still there")
+
+
+@check(
+    "IDM-006",
+    "a clone that is asked for again is left alone, and the answer is the same",
+    level=Level.EXTENDED,
+    capability="clones",
+    hint=_LOOK,
+)
+def copied_twice(bench: Bench) -> None:
+    """Clone a volume, stamp the clone, have the driver clone again, read; and so of a snapshot."""
+    volume, driver = bench.create(), able(bench.driver, Clones, _SUITE)
+    bench.stamp(volume)
+    for kept in [None, take(bench, volume)] if bench.declared.snapshots else [None]:
+        made = clone(bench, volume, kept)
+        bench.stamp(made)
+        asked, options = _asked(made, VolumeStatus.CREATING), direct.usual_options(bench)
+        snapshot = kept.snapshot if kept else None
+        with bench.unchanged("it was copied already"):
+            answer = driver.clone_volume(asked, options, bench.now(volume), snapshot)
+        expect(answer == made.provider_data, "I7", "another provider_data", first=made, then=answer)
+        bench.check_data(made)
+
+
+@check(
+    "IDM-007",
+    "what is given up, or taken over, is so once, with the same answer however often it is asked",
+    level=Level.EXTENDED,
+    capability="manage",
+    hint=_LOOK,
+)
+def managed_twice(bench: Bench) -> None:
+    """Have the driver give a volume up again, then take it over again; compare the answers, read."""
+    volume, driver = bench.create(), able(bench.driver, Manages, _SUITE)
+    bench.stamp(volume)
+    last = bench.now(volume)
+    reference = bench.engine.unmanage_volume(volume.id)
+    with bench.unchanged("it was given up already"):
+        again = driver.unmanage(last)
+    expect(again == reference, "I7", "another reference", first=reference, then=again)
+    managed = bench.engine.manage_volume(bench.name(), reference, options=bench.subject.volume_options)
+    bench.stamps[managed.id] = bench.stamps.pop(volume.id)
+    asked = _asked(managed, VolumeStatus.MANAGING)
+    with bench.unchanged("it was taken over already"):
+        answer = driver.manage_existing(asked, reference, direct.usual_options(bench))
+    expect(answer == managed.provider_data, "I7", "another provider_data", first=managed, then=answer)
+    bench.check_data(managed)
+
+
+def _asked(made: Volume, status: VolumeStatus) -> Volume:
+    """Give a volume as it was when it was asked for."""
+    return replace(made, status=status, provider_data="", backend_bytes=0)
 
 
 def _check_exports(bench: Bench, volume: Volume) -> None:
