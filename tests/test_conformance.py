@@ -150,7 +150,7 @@ PUBLISHED = {
     "CON": 9,
     "DAT": 8,
     "SNP": 10,
-    "CLN": 7,
+    "CLN": 9,
     "ATT": 11,
     "STA": 6,
     "BAD": 8,

@@ -3,10 +3,10 @@
 from collections.abc import ItemsView, Mapping
 
 from liars.liar import Liar, lying_driver
-from voldrivers.errors import InvalidState
+from voldrivers.errors import InvalidState, NoSpace
 from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
-from voldrivers.memory import MemoryDriver
+from voldrivers.memory import MemoryDriver, MemoryImage
 from voldrivers.model import ExtendReply, Snapshot, Source, Volume
 
 
@@ -144,6 +144,33 @@ class DiesWithTheSource(NeedsTheSource):
         super().delete_volume(volume)
 
 
+class LeavesHalfAClone(MemoryDriver):
+    """Leaves the snapshot that it copies from where there is no room for the clone."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        if volume.id in self.array.sizes:
+            return super().clone_volume(volume, options, source, snapshot)
+        moment = f"copy-{volume.id}"
+        self.array.snapshots[moment] = MemoryImage(0)
+        provider_data = super().clone_volume(volume, options, source, snapshot)
+        del self.array.snapshots[moment]
+        return provider_data
+
+
+class ClonesHalf(MemoryDriver):
+    """Makes a clone's object before it looks for room, and leaves removing it to others."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        if volume.id not in self.array.sizes and volume.size_bytes > self.array.free_bytes:
+            self.array.resize(volume.id, 0)
+            raise NoSpace(volume.title, volume.size_bytes, self.array.free_bytes)
+        return super().clone_volume(volume, options, source, snapshot)
+
+
 class WritesTheSourceBack(Engine):
     """Copies a volume without holding it, and writes its record back as it was before."""
 
@@ -176,5 +203,7 @@ LIARS = [
     lying_driver(ExtendsTheSource, "CLN-005"),
     lying_driver(NeedsTheSource, "CLN-007"),
     lying_driver(DiesWithTheSource, "CLN-007"),
+    lying_driver(LeavesHalfAClone, "CLN-009"),
+    lying_driver(ClonesHalf, "CLN-009"),
     Liar(WritesTheSourceBack, "CLN-006", engine=WritesTheSourceBack),
 ]

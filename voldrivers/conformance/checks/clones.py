@@ -3,11 +3,15 @@
 from functools import partial
 from operator import methodcaller
 
+from voldrivers.abilities import Clones
+from voldrivers.base import able
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.aids.beside import check_settled, in_the_middle
 from voldrivers.conformance.aids.copying import check_kept, clone, take
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.errors import InvalidSize, NotSupported
+from voldrivers.conformance.verdicts import NotRun
+from voldrivers.errors import InvalidSize, NoSpace, NotSupported
 from voldrivers.model import Volume
 
 _CLONES = "clones"
@@ -156,6 +160,31 @@ def source_deleted(bench: Bench) -> None:
     bench.check_data(second)
     bench.extend(second, second.size_bytes + bench.step)
     bench.check_data(second)
+
+
+@check(
+    "CLN-009",
+    "a clone that there is no room for is refused, and nothing of it is left",
+    level=Level.EXTENDED,
+    capability=_CLONES,
+    hint="look for room first; clone_volume removes what it has made before it raises",
+)
+def no_room(bench: Bench) -> None:
+    """Ask for a clone larger than all that is free, have the driver alone do it too, compare, read."""
+    volume, driver = bench.create(), able(bench.driver, Clones, "the conformance suite")
+    bench.stamp(volume)
+    over_bytes = bench.driver.pool().free_bytes + bench.small + bench.granule
+    if over_bytes > bench.rule.maximum_bytes // bench.granule * bench.granule:
+        raise NotRun("more is free than any volume may have")
+    wanted_bytes = bench.rule.round_up(over_bytes)
+    bench.refused(lambda: clone(bench, volume, size_bytes=wanted_bytes), NoSpace, invariant="I6")
+    large, options = direct.blank(bench, wanted_bytes), direct.usual_options(bench)
+    try:  # past the engine, which removes what is left of a clone that fails
+        copy = partial(driver.clone_volume, large, options, bench.now(volume))
+        bench.refused(copy, NoSpace, invariant="I6")
+    finally:
+        bench.driver.delete_volume(large)
+    bench.check_data(volume)
 
 
 @check("CLN-090", "a clone of a driver that declares none is refused", absent=_CLONES)
