@@ -148,7 +148,7 @@ PUBLISHED = {
     "ROL": 9,
     "CRA": 11,
     "CON": 9,
-    "DAT": 8,
+    "DAT": 9,
     "SNP": 10,
     "CLN": 9,
     "ATT": 11,

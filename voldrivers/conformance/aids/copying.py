@@ -66,14 +66,21 @@ def check_kept(bench: Bench, kept: Kept) -> None:
     published, seen = bench.engine.snapshot(taken.id), keeper(bench).snapshot_size(volume, taken)
     sizes = {taken.size_bytes, published.size_bytes, seen}
     expect(len(sizes) == 1, "I5", "the size of a snapshot has changed", taken=taken.size_bytes, driver=seen)
-    if bench.declared.clones:
-        volume = clone(bench, volume, kept)
-    elif not bench.declared.revert or not allowed(bench, lambda: revert(bench, kept), "revert"):
-        raise NotRun("there is no clone and no revert by which this snapshot could be read")
+    volume = restored(bench, kept)
     bench.check_agreed(volume, taken.size_bytes)
     bench.check_data(volume)
     if bench.declared.clones:
         bench.engine.delete_volume(volume.id)
+
+
+def restored(bench: Bench, kept: Kept) -> Volume:
+    """Give a volume that holds what a snapshot does: a clone, or its own, reverted. Raises NotRun."""
+    volume = bench.engine.volume(kept.snapshot.volume_id)
+    if bench.declared.clones:
+        return clone(bench, volume, kept)
+    if not bench.declared.revert or not allowed(bench, lambda: revert(bench, kept), "revert"):
+        raise NotRun("there is no clone and no revert by which this snapshot could be read")
+    return volume
 
 
 def allowed(bench: Bench, act: Callable[[], object], *capabilities: str) -> bool:
