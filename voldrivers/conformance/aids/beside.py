@@ -6,9 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Barrier, Event
+from typing import ClassVar
 
 from voldrivers.conformance.bench import Bench
-from voldrivers.conformance.disk import STAMP_BYTES, Disk
+from voldrivers.conformance.disk import STAMP_BYTES, Disk, probes
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import InvalidSize, InvalidState, NotFound, VolDriverError
 from voldrivers.extend.engine import Engine
@@ -25,6 +26,8 @@ _REFUSED = (InvalidState, InvalidSize, NotFound)
 _ROUND_S, _LOOK_S = 0.2, 0.001
 #: Reads and writes are so far apart.
 _SLOT_BYTES = 8 * STAMP_BYTES
+#: A journal has so many pages, each so many pages after the one before: half of the disk.
+_PAGES, _PAGE_STEP = 33, 16
 
 
 def at_once(bench: Bench, acts: Sequence[Act]) -> list[VolDriverError | None]:
@@ -131,12 +134,17 @@ def check_settled(bench: Bench, volume: Volume, errors: Sequence[VolDriverError 
 class Traffic:
     """Reads and writes of one volume, without a pause, each read back and compared."""
 
+    #: So many more rounds an operation waits for at each of its boundaries.
+    more: ClassVar[int] = 2
     disk: Disk
     depth: int
     stop: Event = field(default_factory=Event)
     rounds: list[int] = field(default_factory=list)
     longest_s: float = 0.0
     workers: list[Future[None]] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Write what must be there before all else begins."""
 
     def work(self, number: int) -> None:
         """Write to a place of one's own and read it back, again and again."""
@@ -158,7 +166,7 @@ class Traffic:
         """Wait a moment for everybody to read and write here, if they can."""
         if name.startswith(("list_", "pool", "snapshot_size", "volume_size")):
             return
-        wanted = [each + 2 for each in self.rounds]
+        wanted = [each + self.more for each in self.rounds]
         until = time.monotonic() + _ROUND_S
         while time.monotonic() < until and not any(worker.done() for worker in self.workers):
             if all(seen >= want for seen, want in zip(self.rounds, wanted, strict=True)):
@@ -166,11 +174,60 @@ class Traffic:
             time.sleep(_LOOK_S)
 
 
+class Journal(Traffic):
+    """Numbers, one after the other, on pages at the beginning and at the end of a disk, again and again.
+
+    None is written before the one before it was answered: at every moment there are as many consecutive
+    numbers as there are pages. How long a write takes is not looked at.
+    """
+
+    more = 6
+
+    def prepare(self) -> None:
+        """Write on every page."""
+        for _ in range(_PAGES):
+            self._write_next()
+
+    def work(self, number: int) -> None:
+        """Write the next number, where the one that stood there is found again."""
+        while not self.stop.is_set():
+            written = self.rounds[number]
+            found = page(self.disk, written)
+            expect(found == written - _PAGES, "I4", "an answered write is lost", number=found, of=written)
+            self._write_next()
+            time.sleep(0)
+
+    def _write_next(self) -> None:
+        content = f"{self.rounds[0]} ".encode().ljust(STAMP_BYTES, b"#")
+        self.disk.write(_page_at(self.disk, self.rounds[0]), content)
+        self.rounds[0] += 1
+
+
+def page(disk: Disk, number: int) -> int:
+    """Read the number on the page where a number belongs; -1 where there is none."""
+    told = disk.read(_page_at(disk, number)).partition(b" ")[0]
+    return int(told) if told.isdigit() else -1
+
+
+def check_moment(disk: Disk, least: int) -> None:
+    """Have a disk hold a journal as it was at one moment, of which so many numbers were written at least."""
+    numbers = [page(disk, each) for each in range(_PAGES)]
+    last = max(numbers)
+    expect(last >= least - 1, "I4", "answered writes are not there", last=last, written=least)
+    wanted = [last - (last - each) % _PAGES for each in range(_PAGES)]
+    expect(numbers == wanted, "I4", "it is of no one moment", numbers=numbers)
+
+
+def _page_at(disk: Disk, number: int) -> int:
+    return probes(disk.volume.size_bytes, _PAGES)[number * _PAGE_STEP % _PAGES]
+
+
 @contextmanager
-def traffic(bench: Bench, volume: Volume, depth: int = 1) -> Iterator[Traffic]:
+def traffic(bench: Bench, volume: Volume, depth: int = 1, kind: type[Traffic] = Traffic) -> Iterator[Traffic]:
     """Read and write a volume meanwhile: no error, no wrong byte, no pause beyond the time of an extend."""
     with bench.opened(volume) as disk, ThreadPoolExecutor(depth) as pool:
-        running = Traffic(disk, depth, rounds=[0] * depth)
+        running = kind(disk, depth, rounds=[0] * depth)
+        running.prepare()
         running.workers = [pool.submit(running.work, number) for number in range(depth)]
         try:
             with bench.watch.struck(running.pass_by):

@@ -1,9 +1,13 @@
-"""EXI and DAT: a volume is read and written without a pause while it, or one beside it, is extended."""
+"""EXI, DAT and SNP: a volume is read and written while it, or one beside it, is extended, or kept."""
 
-from voldrivers.conformance.aids.beside import traffic
+from contextlib import suppress
+
+from voldrivers.conformance.aids.beside import Journal, check_moment, traffic
+from voldrivers.conformance.aids.copying import Kept, restored, take, take_if_allowed
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.verdicts import NotRun, expect
+from voldrivers.conformance.verdicts import Broken, NotRun, expect
+from voldrivers.errors import InvalidState, NotSupported
 from voldrivers.model import Volume
 
 #: So many reads and writes are under way at once where that is the point.
@@ -59,6 +63,31 @@ def many_at_once(bench: Bench) -> None:
     volume = bench.create()
     bench.attach(volume, instance=False)
     _extend_under_load(bench, volume, _DEPTH)
+
+
+@check(
+    "SNP-012",
+    "a snapshot of a volume that is being written is of one moment, and no answered write is lost",
+    level=Level.EXTENDED,
+    capability="snapshots",
+    hint="hold writes back for the moment in which the snapshot is taken, all of them and nothing longer",
+)
+def of_one_moment(bench: Bench) -> None:
+    """Attach, write numbers in turn, take a snapshot; read the volume; read the snapshot, each number."""
+    volume = bench.create()
+    attachment = bench.attach(volume)
+    kept: Kept | None = None
+    # Nobody else looks into the guest while its disk is written.
+    with traffic(bench, volume, kind=Journal) as journal, suppress(NotSupported, InvalidState):
+        answered = journal.rounds[0]
+        kept = take(bench, volume)
+    if kept is None:
+        take_if_allowed(bench, volume)
+        raise Broken("I9", "a snapshot is refused while the volume is written, and is taken then")
+    bench.check_data(volume)
+    bench.detach(volume, attachment)
+    with bench.opened(restored(bench, kept)) as disk:
+        check_moment(disk, answered)
 
 
 def _extend_under_load(bench: Bench, volume: Volume, depth: int) -> None:
