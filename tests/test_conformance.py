@@ -149,7 +149,7 @@ PUBLISHED = {
     "CRA": 11,
     "CON": 9,
     "DAT": 9,
-    "SNP": 12,
+    "SNP": 14,
     "CLN": 9,
     "ATT": 11,
     "STA": 6,

@@ -11,6 +11,11 @@ def without_a_chunk(written: dict[int, str], size_bytes: int) -> dict[int, str]:
     return {at: word for at, word in written.items() if not size_bytes // 16 < at < size_bytes // 4}
 
 
+def up_to(written: dict[int, str], end: int) -> dict[int, str]:
+    """Leave out what lies beyond an end."""
+    return {at: word for at, word in written.items() if at < end}
+
+
 class CloneLosesAChunk(MemoryDriver):
     """A clone of a snapshot skips a chunk in its first quarter."""
 
@@ -24,6 +29,34 @@ class CloneLosesAChunk(MemoryDriver):
         return provider_data
 
 
+class ClonesWhatWasCreated(MemoryDriver):
+    """A clone has the bytes of its source up to the size with which that was created."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        super().create_volume(volume, options)
+        return str(volume.size_bytes)
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        super().clone_volume(volume, options, source, snapshot)
+        if snapshot is None:
+            self.array.written[volume.id] = up_to(self.array.written[volume.id], int(source.provider_data))
+        return source.provider_data
+
+
+class ClonesWithoutTheQueue(MemoryDriver):
+    """A clone of a volume in use misses the last block, which is in a host's queue still."""
+
+    def clone_volume(
+        self, volume: Volume, options: object, source: Volume, snapshot: Snapshot | None = None
+    ) -> str:
+        provider_data = super().clone_volume(volume, options, source, snapshot)
+        if snapshot is None and source.attachments and (written := self.array.written[volume.id]):
+            written.pop(max(written))
+        return provider_data
+
+
 class SnapshotLosesAChunk(MemoryDriver):
     """A snapshot skips a chunk in its first quarter."""
 
@@ -31,6 +64,20 @@ class SnapshotLosesAChunk(MemoryDriver):
         taken = super().create_snapshot(volume, snapshot)
         image = self.array.snapshots[snapshot.id]
         image.written = without_a_chunk(image.written, image.size_bytes)
+        return taken
+
+
+class KeepsWhatWasCreated(MemoryDriver):
+    """A snapshot has the bytes of its volume up to the size with which that was created."""
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        super().create_volume(volume, options)
+        return str(volume.size_bytes)
+
+    def create_snapshot(self, volume: Volume, snapshot: Snapshot) -> Taken:
+        taken = super().create_snapshot(volume, snapshot)
+        image = self.array.snapshots[snapshot.id]
+        image.written = up_to(image.written, int(volume.provider_data))
         return taken
 
 
@@ -44,8 +91,22 @@ class RevertLosesAChunk(MemoryDriver):
         return provider_data
 
 
+class RevertsUpEmpty(MemoryDriver):
+    """A revert to a snapshot larger than the volume brings its size back, and not what is in its end."""
+
+    def revert_to_snapshot(self, volume: Volume, snapshot: Snapshot) -> str:
+        size_bytes = self.volume_size(volume)
+        provider_data = super().revert_to_snapshot(volume, snapshot)
+        self.array.written[volume.id] = up_to(self.array.written[volume.id], size_bytes)
+        return provider_data
+
+
 LIARS = [
     lying_driver(CloneLosesAChunk, "DAT-009"),
     lying_driver(SnapshotLosesAChunk, "DAT-009"),
     lying_driver(RevertLosesAChunk, "DAT-009"),
+    lying_driver(KeepsWhatWasCreated, "SNP-014"),
+    lying_driver(RevertsUpEmpty, "SNP-014"),
+    lying_driver(ClonesWhatWasCreated, "CLN-008"),
+    lying_driver(ClonesWithoutTheQueue, "CLN-008"),
 ]

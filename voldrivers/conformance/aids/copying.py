@@ -83,6 +83,16 @@ def restored(bench: Bench, kept: Kept) -> Volume:
     return volume
 
 
+def extend(bench: Bench, volume: Volume) -> None:
+    """Extend a detached volume, and write to its new end. Raises NotRun where a condition refuses it."""
+    size_bytes = bench.now(volume).size_bytes + bench.step
+    if not allowed(bench, lambda: bench.extend(volume, size_bytes), "snapshots"):
+        raise NotRun("a declared condition refuses to extend a volume that has a snapshot")
+    bench.check_agreed(volume, bench.rule.round_up(size_bytes))
+    bench.stamp(volume)
+    bench.check_data(volume)
+
+
 def allowed(bench: Bench, act: Callable[[], object], *capabilities: str) -> bool:
     """Do what a condition of these capabilities may forbid, and tell whether it was done.
 
