@@ -7,6 +7,7 @@ from liars.liar import lying_driver, lying_host
 from voldrivers.base import Run
 from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost
 from voldrivers.model import Attachment, ConnectionInfo, Connector, ExtendReply, Volume
+from voldrivers.sizes import MiB
 
 #: What deleted volumes held; the array knows no volume of that name.
 _FREED = "freed"
@@ -65,6 +66,21 @@ class UnclearedTail(Uncleared):
 
     def create_volume(self, volume: Volume, options: object) -> str:
         return MemoryDriver.create_volume(self, volume, options)
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        old_size_bytes = self.volume_size(volume)
+        reply = super().extend_volume(volume, new_size_bytes)
+        self._give(volume, range(old_size_bytes, new_size_bytes))
+        return reply
+
+
+class ClearsTheBeginning(Uncleared):
+    """Clears the first 64 MiB of what a deleted volume held, and gives the rest to a new one."""
+
+    def delete_volume(self, volume: Volume) -> None:
+        super().delete_volume(volume)
+        freed = self.array.written[_FREED]
+        self.array.written[_FREED] = {at: word for at, word in freed.items() if at >= 64 * MiB}
 
     def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
         old_size_bytes = self.volume_size(volume)
@@ -141,6 +157,7 @@ LIARS = [
     lying_driver(Flipping, "DAT-002"),
     lying_driver(Uncleared, "DAT-003"),
     lying_driver(UnclearedTail, "DAT-003"),
+    lying_driver(ClearsTheBeginning, "DAT-003"),
     lying_driver(Aliasing, "DAT-005"),
     lying_driver(Overlapping, "DAT-005"),
     lying_host(RemembersTheOldEnd, "DAT-004"),
