@@ -1,9 +1,15 @@
 """Lies about what a copy holds."""
 
+from collections.abc import Sequence
+
 from liars.liar import lying_driver
-from voldrivers.abilities import Taken
+from voldrivers.abilities import Merge, Taken
 from voldrivers.memory import MemoryDriver
 from voldrivers.model import Snapshot, Volume
+
+_RING = 8
+#: What a deleted snapshot held; the array knows no volume of that name.
+_FREED = "freed"
 
 
 def without_a_chunk(written: dict[int, str], size_bytes: int) -> dict[int, str]:
@@ -101,12 +107,59 @@ class RevertsUpEmpty(MemoryDriver):
         return provider_data
 
 
+class RingOfSnapshots(MemoryDriver):
+    """Has eight places for the snapshots of a volume; the ninth snapshot is put into the first one's."""
+
+    def create_snapshot(self, volume: Volume, snapshot: Snapshot) -> Taken:
+        taken = super().create_snapshot(volume, snapshot)
+        older = [each for each in volume.snapshots if each.id != snapshot.id]
+        if len(older) >= _RING:
+            self.array.snapshots[older[-_RING].id].written = self.array.snapshots[snapshot.id].written
+        return taken
+
+
+class ListsOnePage(MemoryDriver):
+    """Lists the first page of snapshots, which has four."""
+
+    def list_snapshots(self) -> Sequence[str]:
+        return super().list_snapshots()[:4]
+
+
+class MergeCutsBack(MemoryDriver):
+    """Deleting a snapshot of a volume in use loses what was written beyond the snapshot's size."""
+
+    def delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> Merge | None:
+        image = self.array.snapshots.get(snapshot.id)
+        if image is not None and volume.attachments:
+            self.array.written[volume.id] = up_to(self.array.written[volume.id], image.size_bytes)
+        return super().delete_snapshot(volume, snapshot)
+
+
+class UnclearedSnapshots(MemoryDriver):
+    """Clears what a deleted volume held, and gives a new volume what a deleted snapshot did."""
+
+    def delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> Merge | None:
+        if image := self.array.snapshots.get(snapshot.id):
+            self.array.written[_FREED] = image.written
+        return super().delete_snapshot(volume, snapshot)
+
+    def create_volume(self, volume: Volume, options: object) -> str:
+        provider_data = super().create_volume(volume, options)
+        if freed := self.array.written.pop(_FREED, {}):
+            self.array.written[volume.id] = up_to(freed, volume.size_bytes)
+        return provider_data
+
+
 LIARS = [
     lying_driver(CloneLosesAChunk, "DAT-009"),
     lying_driver(SnapshotLosesAChunk, "DAT-009"),
     lying_driver(RevertLosesAChunk, "DAT-009"),
+    lying_driver(RingOfSnapshots, "SNP-013"),
+    lying_driver(ListsOnePage, "SNP-013"),
     lying_driver(KeepsWhatWasCreated, "SNP-014"),
     lying_driver(RevertsUpEmpty, "SNP-014"),
+    lying_driver(MergeCutsBack, "SNP-015"),
+    lying_driver(UnclearedSnapshots, "DAT-010"),
     lying_driver(ClonesWhatWasCreated, "CLN-008"),
     lying_driver(ClonesWithoutTheQueue, "CLN-008"),
 ]
