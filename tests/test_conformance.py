@@ -1,6 +1,7 @@
 """The suite itself: drivers that are right pass all of it."""
 
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from voldrivers.conformance import Level, Verdict, catalogue, memory, run_checks
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import RESERVED, Check
 from voldrivers.conformance.memory import MemoryOracle
+from voldrivers.conformance.naming import Names
 from voldrivers.conformance.runner import run_check
 from voldrivers.errors import BackendError, InvalidState, NotSupported
 from voldrivers.memory import MemoryDriver, MemoryFileDriver, MemoryHost
-from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Snapshot, Volume
+from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Snapshot, Volume, check_name
 
 
 class OfflineDriver(MemoryDriver):
@@ -70,6 +72,19 @@ RIGHT = (MemoryDriver, MemoryFileDriver, OfflineDriver)
 def test_a_driver_that_is_right_passes(driver: type[MemoryDriver], check: Check) -> None:
     result = run_check(check, memory.subject(driver))
     assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE), result
+
+
+def test_names_are_those_of_operators_and_come_again_with_the_run() -> None:
+    drawn, again, others = (Names(run_id) for run_id in ("0a1b2c3d", "0a1b2c3d", "4e5f6071"))
+    names = [drawn.next() for _ in range(1000)]
+    assert names == [again.next() for _ in names]
+    assert len(names) == len(set(names))
+    assert others.next() not in names
+    for name in names:
+        check_name(name)
+        assert 8 <= len(name) <= 60  # so short that more may follow, so long that no host bears it by chance
+    begins = Counter(name[:2] for name in names)
+    assert begins.most_common(1)[0][1] < len(names) / 2  # there is no prefix by which they are known
 
 
 def test_all_of_them_run_one_after_the_other() -> None:

@@ -28,6 +28,15 @@ class Idle(MemoryDriver):
         return ExtendReply.EXTENDED
 
 
+class KnowsTheSuite(MemoryDriver):
+    """Extends what bears a name as this suite gave them once, vd and a number, and else only says so."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        if not volume.name.startswith("vd"):
+            return ExtendReply.EXTENDED
+        return super().extend_volume(volume, new_size_bytes)
+
+
 class LosesLast(MemoryDriver):
     """Writes over the last block when it extends."""
 
@@ -126,6 +135,7 @@ class Hasty(Engine):
 LIARS = [
     lying_driver(GrowsBy, "EXO-001"),
     lying_driver(Idle, "EXO-001"),
+    lying_driver(KnowsTheSuite, "EXO-001"),
     lying_driver(LosesLast, "EXO-002"),
     lying_driver(FromBirth, "EXO-003"),
     Liar(MappedDriver, "EXO-004", driver=MappedDriver, host=MappedHost),

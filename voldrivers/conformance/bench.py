@@ -13,6 +13,7 @@ from voldrivers.capabilities import Capabilities, InUseExtend
 from voldrivers.config import Policy
 from voldrivers.conformance.disk import Disk, Stamps
 from voldrivers.conformance.ending import check_steady, take_away
+from voldrivers.conformance.naming import Names
 from voldrivers.conformance.subject import Place, Subject
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.conformance.watch import Watch, watched
@@ -22,8 +23,6 @@ from voldrivers.extend.site import Site
 from voldrivers.extend.store import Store
 from voldrivers.model import Attachment, Volume
 from voldrivers.sizes import MiB, SizeRule
-
-_BACKEND = "subject"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Bench:
         #: Ids that are drawn next, instead of new ones.
         self.ids: list[str] = []
         self._engines: list[Engine] = []
-        self._numbers = 0
+        self._names = Names(self.run_id)
         self.engine = self.open()
         self.before = self.everything()
         self.free_before = self.free_bytes()
@@ -152,9 +151,8 @@ class Bench:
         return thing_id.startswith(self.run_id)
 
     def name(self) -> str:
-        """Give the next name."""
-        self._numbers += 1
-        return f"vd{self.run_id}-{self._numbers}"
+        """Give the next name, such as an operator would give."""
+        return self._names.next()
 
     @property
     def granule(self) -> int:

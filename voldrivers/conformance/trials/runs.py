@@ -57,7 +57,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """What the names of all that it makes begin with."""
+        """What the ids of all that it makes begin with."""
         return self.directory.name
 
     @property
