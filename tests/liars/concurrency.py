@@ -8,11 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 from liars.liar import lying_driver, lying_engine
+from voldrivers.abilities import Taken
 from voldrivers.base import Run
 from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import MemoryArray, MemoryDriver
-from voldrivers.model import AttachmentState, Extend, ExtendReply, Phase, Volume
+from voldrivers.model import (
+    AttachmentState,
+    ConnectionInfo,
+    Connector,
+    Extend,
+    ExtendReply,
+    Phase,
+    Snapshot,
+    Volume,
+)
 
 #: So long one who looks and then acts is open to others.
 _GAP_S = 0.05
@@ -168,6 +178,26 @@ class DetachesWhileHostsLook(DetachesBesideAnExtend):
             Engine.detach(self, name, host, instance, force=force)
 
 
+class RewritesWhoIsLetIn(MemoryDriver):
+    """Reads the list of who is let in, adds one, and writes the whole list back."""
+
+    def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
+        let_in = {*self.array.exports, (volume.id, connector.host)}
+        time.sleep(_GAP_S)
+        self.array.exports = let_in
+        return ConnectionInfo("memory", {"volume_id": volume.id})
+
+
+class RewritesSnapshots(MemoryDriver):
+    """Reads the table of snapshots, adds one, and writes the whole table back."""
+
+    def create_snapshot(self, volume: Volume, snapshot: Snapshot) -> Taken:
+        table = {**self.array.snapshots, snapshot.id: self.array.image(volume.id)}
+        time.sleep(_GAP_S)
+        self.array.snapshots = table
+        return Taken(volume.provider_data, "in RAM")
+
+
 LIARS = [
     lying_driver(RewritesTheTable, "CON-001"),
     lying_engine(MakesItFirst, "CON-002"),
@@ -179,4 +209,6 @@ LIARS = [
     lying_driver(CachesTheTable, "CON-006"),
     lying_engine(OneLockForAll, "CON-007"),
     lying_engine(DetachesWhileHostsLook, "EXI-010"),
+    lying_driver(RewritesWhoIsLetIn, "ATT-012"),
+    lying_driver(RewritesSnapshots, "SNP-011"),
 ]

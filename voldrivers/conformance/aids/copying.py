@@ -27,8 +27,12 @@ def keeper(bench: Bench) -> Snapshots:
 
 def take(bench: Bench, volume: Volume) -> Kept:
     """Take a snapshot."""
-    snapshot = bench.engine.create_snapshot(volume.id, bench.name())
-    return Kept(snapshot, _copied(bench.stamps.get(volume.id)))
+    return kept_as(bench, bench.engine.create_snapshot(volume.id, bench.name()))
+
+
+def kept_as(bench: Bench, snapshot: Snapshot) -> Kept:
+    """Give a snapshot that was just taken with what its volume holds now."""
+    return Kept(snapshot, _copied(bench.stamps.get(snapshot.volume_id)))
 
 
 def take_if_allowed(bench: Bench, volume: Volume) -> Kept:

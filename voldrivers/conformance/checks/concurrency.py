@@ -16,6 +16,7 @@ from voldrivers.conformance.aids.beside import (
     in_the_middle,
 )
 from voldrivers.conformance.aids.blows import Blow, bring_to, fails, is_killed
+from voldrivers.conformance.aids.copying import check_kept, keeper, kept_as
 from voldrivers.conformance.bench import Bench, Everything
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
@@ -24,8 +25,8 @@ from voldrivers.errors import BackendError, InvalidState, VolDriverError
 from voldrivers.extend.engine import Engine
 from voldrivers.model import Volume
 
-#: So many create volumes at once, and extend one volume.
-_CREATING, _EXTENDING = 4, 10
+#: So many create volumes at once, extend one volume, and do something with a volume each.
+_CREATING, _EXTENDING, _EACH = 4, 10, 3
 
 
 @check("CON-001", "volumes that are created at once are all there, each of its own size, and nothing else is")
@@ -197,6 +198,57 @@ def let_go(bench: Bench) -> None:
         except InvalidState as error:
             raise Broken("I12", f"it is still held: {error}") from error
         bring_to(bench, volume, size_bytes)
+
+
+@check(
+    "ATT-012",
+    "of volumes attached to a host at once, and detached at once, each is there with its own bytes, and gone",
+    level=Level.EXTENDED,
+    hint="never read a list of who is let in and write the whole of it back: add and remove one entry",
+)
+def attached_at_once(bench: Bench) -> None:
+    """Attach several volumes in threads, compare, stamp all, read all that is raw; detach them in threads."""
+    host = bench.subject.places[0].host.name
+    volumes = [bench.create() for _ in range(_EACH)]
+    before = bench.everything()
+    expect_no_error(at_once(bench, [methodcaller("attach", name=v.id, host=host) for v in volumes]), 0)
+    for volume in volumes:
+        bench.check_agreed(volume, volume.size_bytes)
+    for act in (bench.stamp, bench.check_data):
+        for volume in filter(_is_raw, map(bench.now, volumes)):
+            act(volume)
+    expect_no_error(at_once(bench, [methodcaller("detach", name=volume.id) for volume in volumes]), 0)
+    after = bench.everything()
+    expect(after == before, "I10", "attaches and detaches leave something", before=before, after=after)
+
+
+@check(
+    "SNP-011",
+    "snapshots that are taken at once of different volumes are all there, each as its own volume was",
+    level=Level.EXTENDED,
+    capability="snapshots",
+    hint="keep no table of snapshots, and never write a whole table back",
+)
+def taken_at_once(bench: Bench) -> None:
+    """Stamp volumes of different sizes, take a snapshot of each in threads, read all snapshots."""
+    volumes = [bench.create(bench.small + number * bench.granule) for number in range(_EACH)]
+    for volume in volumes:
+        bench.stamp(volume)
+    acts = [methodcaller("create_snapshot", volume_name=each.id, name=bench.name()) for each in volumes]
+    expect_no_error(at_once(bench, acts), 0)
+    snapshots = [snapshot for volume in volumes for snapshot in bench.now(volume).snapshots]
+    expect(len(snapshots) == _EACH, "I5", "not each volume has its snapshot", snapshots=snapshots)
+    listed = keeper(bench).list_snapshots()
+    lacking = {each.id for each in snapshots}.difference(listed)
+    expect(not lacking, "I5", "a snapshot is lost", lacking=lacking, listed=listed)
+    for snapshot in snapshots:
+        check_kept(bench, kept_as(bench, snapshot))
+
+
+def _is_raw(volume: Volume) -> bool:
+    """Tell whether the host that has a volume without an instance reads and writes it as it is."""
+    infos = [attachment.connection_info for attachment in volume.attachments]
+    return all(info is None or info.properties.get("format", "raw") == "raw" for info in infos)
 
 
 def _create(bench: Bench, name: str, size_bytes: int) -> Act:
