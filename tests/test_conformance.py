@@ -157,7 +157,7 @@ PUBLISHED = {
     "DEC": 8,
     "LIF": 10,
     "SIZ": 7,
-    "EXO": 10,
+    "EXO": 11,
     "EXI": 16,
     "DEF": 16,
     "ROL": 9,

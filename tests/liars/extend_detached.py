@@ -125,6 +125,18 @@ class OneMore(MemoryFileDriver):
         return super().extend_volume(volume, new_size_bytes + more_bytes)
 
 
+class NinthMember(MemoryDriver):
+    """A volume has up to nine members; with each extend it gets one, then in the place of the first one."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        members: dict[str, int] = self.array.__dict__.setdefault("members", {})
+        if self.volume_size(volume) < new_size_bytes:
+            members[volume.id] = members.get(volume.id, 1) + 1
+            if members[volume.id] > 9:
+                self.array.written.pop(volume.id, None)
+        return super().extend_volume(volume, new_size_bytes)
+
+
 class Hasty(Engine):
     """Extends a volume whatever is being done with it."""
 
@@ -143,4 +155,5 @@ LIARS = [
     lying_driver(Postpones, "EXO-006"),
     lying_driver(OneMore, "EXO-008"),
     Liar(Hasty, "EXO-009", engine=Hasty),
+    lying_driver(NinthMember, "EXO-011"),
 ]

@@ -7,6 +7,9 @@ from voldrivers.conformance.verdicts import expect
 from voldrivers.errors import BackendError, InvalidState, VolDriverError
 from voldrivers.model import ExtendReply, Volume, VolumeStatus
 
+#: So often one volume is extended.
+_TIMES = 20
+
 
 @check(
     "EXO-001",
@@ -125,6 +128,24 @@ def wrong_states(bench: Bench) -> None:
         bench.engine.delete_volume(volume.id)
     _check_refused(bench, volume, VolumeStatus.DELETING)
     bench.engine.resume()
+
+
+@check(
+    "EXO-011",
+    "a volume that has grown by a granule twenty times is whole, with every byte",
+    hint="where a volume is made of a limited number of parts, make the last of them larger",
+)
+def by_little_and_often(bench: Bench) -> None:
+    """Stamp, extend by a granule ten times, and so once more, each time compare; read everything."""
+    volume = bench.create()
+    size_bytes = volume.size_bytes
+    for _ in range(2):
+        bench.stamp(volume)
+        for _ in range(_TIMES // 2):
+            size_bytes += bench.granule
+            bench.extend(volume, size_bytes)
+            bench.check_agreed(volume, size_bytes)
+    bench.check_data(volume)
 
 
 def _check_attached(bench: Bench, volume: Volume) -> None:
