@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 from liars.liar import lying_driver
 from voldrivers.base import Run
-from voldrivers.errors import NotFound
+from voldrivers.errors import BackendError, NotFound
 from voldrivers.memory import MemoryArray, MemoryDriver
-from voldrivers.model import Volume
+from voldrivers.model import ConnectionInfo, Connector, Volume
 
 
 class KeepsASpare(MemoryDriver):
@@ -74,6 +74,27 @@ class Short(MemoryDriver):
         return ""
 
 
+class NamesExports(MemoryDriver):
+    """Makes the name of an export of the volume's name, and lets nobody in where that makes none."""
+
+    def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
+        if not volume.name.isascii() or len(volume.name) > 100:
+            raise BackendError(volume.title, "no export can be named like it")
+        return super().initialize_connection(volume, connector)
+
+
+class FoldsExports(MemoryDriver):
+    """Names exports by the volumes' names in small letters: of two that differ in case one is exported."""
+
+    def initialize_connection(self, volume: Volume, connector: Connector) -> ConnectionInfo:
+        exports: dict[str, str] = self.array.__dict__.setdefault("exported", {})
+        before = exports.get(volume.name.lower(), volume.id)
+        exports[volume.name.lower()] = volume.id
+        if before != volume.id:
+            self.array.exports.discard((before, connector.host))
+        return super().initialize_connection(volume, connector)
+
+
 class Prefixed(MemoryDriver):
     """Deletes whatever begins with the volume's id."""
 
@@ -119,6 +140,8 @@ LIARS = [
     lying_driver(Greedy, "LIF-003"),
     lying_driver(Forgetful, "LIF-004"),
     lying_driver(Short, "LIF-005"),
+    lying_driver(NamesExports, "LIF-005"),
+    lying_driver(FoldsExports, "LIF-005"),
     lying_driver(Prefixed, "LIF-006"),
     lying_driver(Undeleted, "LIF-008"),
     lying_driver(Formatting, "LIF-009"),

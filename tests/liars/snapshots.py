@@ -149,6 +149,28 @@ class Orphans(Engine):
         super().delete_volume(name)
 
 
+class NamesSnapshots(MemoryDriver):
+    """Names snapshots by their first 31 characters in small letters, and takes one that is there for done."""
+
+    def create_snapshot(self, volume: Volume, snapshot: Snapshot) -> Taken:
+        named: dict[str, str] = self.array.__dict__.setdefault("named", {})
+        first = named.setdefault(snapshot.name[:31].lower(), snapshot.id)
+        taken = super().create_snapshot(volume, snapshot)
+        if first in self.array.snapshots:
+            self.array.snapshots[snapshot.id] = self.array.snapshots[first]
+        return taken
+
+
+class DeletesByName(MemoryDriver):
+    """Deletes every snapshot of the volume whose name is this one's but for the last character."""
+
+    def delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> Merge | None:
+        for each in volume.snapshots:
+            if each.name[:-1] == snapshot.name[:-1]:
+                self.array.snapshots.pop(each.id, None)
+        return None
+
+
 class SameName(Engine):
     """Gives the snapshot of that name that is there, whatever it is of."""
 
@@ -173,4 +195,6 @@ LIARS = [
     lying_driver(LateCondition, "SNP-008"),
     Liar(Orphans, "SNP-009", engine=Orphans),
     Liar(SameName, "SNP-010", engine=SameName),
+    lying_driver(NamesSnapshots, "SNP-010"),
+    lying_driver(DeletesByName, "SNP-010"),
 ]

@@ -72,19 +72,22 @@ def restart(bench: Bench) -> None:
 
 @check(
     "LIF-005",
-    "volumes with the longest and the strangest names that are allowed are kept apart",
-    hint="name objects on the backend by the volume's id",
+    "volumes with the longest and the strangest names that are allowed are kept apart, attached and extended",
+    hint="name objects and exports on the backend by the volume's id",
 )
 def strange_names(bench: Bench) -> None:
-    """Create volumes whose names differ at the end, in case, in script; delete one; look at the others."""
+    """Create volumes whose names differ at the end, in case, in script; attach three at once; delete one."""
     begin = bench.name()
     long, wide = begin.ljust(127, "x"), begin.ljust(127, "\N{CJK UNIFIED IDEOGRAPH-5377}")
     names = (f"{long}a", f"{long}b", f"{wide}1", f"{wide}2", f"{begin}=A", f"{begin}=a", f"{begin}..@b+c:d")
     sizes = [bench.rule.round_up(1) + number % 2 * bench.granule for number in range(len(names))]
+    options = bench.subject.volume_options
     volumes = [
-        bench.engine.create_volume(name, size_bytes) for name, size_bytes in zip(names, sizes, strict=True)
+        bench.engine.create_volume(name, size_bytes, options=options)
+        for name, size_bytes in zip(names, sizes, strict=True)
     ]
-    _check_apart(bench, volumes)
+    _check_used(bench, volumes[3:6])  # the longest in bytes, and two that differ in case
+    _check_apart(bench, [bench.now(volume) for volume in volumes])
 
 
 @check("LIF-006", "volumes whose names and ids begin with those of others are kept apart")
@@ -161,6 +164,19 @@ def _listed(bench: Bench) -> set[str]:
     ids = bench.driver.list_volumes()
     expect(len(ids) == len(set(ids)), "I9", "a volume is listed twice", ids=ids)
     return set(ids)
+
+
+def _check_used(bench: Bench, volumes: list[Volume]) -> None:
+    """Attach all at once, stamp them, read; detach, extend and read them."""
+    attachments = [bench.attach(volume) for volume in volumes]
+    for volume in volumes:
+        bench.stamp(volume)
+    for volume, attachment in zip(volumes, attachments, strict=True):
+        bench.check_agreed(volume, volume.size_bytes)
+        bench.check_data(volume)
+        bench.detach(volume, attachment)
+        bench.extend(volume, volume.size_bytes + bench.step)
+        bench.check_data(volume)
 
 
 def _check_apart(bench: Bench, volumes: list[Volume]) -> None:

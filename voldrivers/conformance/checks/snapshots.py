@@ -10,6 +10,7 @@ from voldrivers.conformance.aids.copying import (
     clone,
     extend,
     keeper,
+    kept_as,
     revert,
     take,
     take_if_allowed,
@@ -225,12 +226,12 @@ def volume_stays(bench: Bench) -> None:
 
 @check(
     "SNP-010",
-    "a snapshot's name is taken once, and names of what does not exist are refused",
+    "a snapshot's name is taken once, however little others differ, and names of what does not exist refused",
     level=Level.EXTENDED,
     capability=_SNAPSHOTS,
 )
 def conflicts(bench: Bench) -> None:
-    """Ask for a name that is taken, for a bad one, and for volumes and snapshots that are not there."""
+    """Ask for names that are taken, bad, of nothing that is there; take snapshots of names much alike."""
     volume, other = bench.create(), bench.create()
     name, engine = take(bench, volume).snapshot.name, bench.engine
     for each in (volume, other):
@@ -240,6 +241,7 @@ def conflicts(bench: Bench) -> None:
     bench.refused(lambda: engine.delete_snapshot(bench.name()), NotFound)
     if bench.declared.revert:
         bench.refused(lambda: engine.revert_to_snapshot(bench.name()), NotFound)
+    _check_apart(bench, other)
 
 
 @check("SNP-090", "a snapshot of a driver that declares none is refused", absent=_SNAPSHOTS)
@@ -264,6 +266,22 @@ def revert_refused_when_absent(bench: Bench) -> None:
     bench.check_data(volume)
 
 
+def _check_apart(bench: Bench, volume: Volume) -> None:
+    """Take snapshots whose names differ from others' in case, at the end; read them without those."""
+    begin = bench.name()
+    long, wide = begin.ljust(127, "x"), begin.ljust(127, "\N{CJK UNIFIED IDEOGRAPH-5377}")
+    taken = []
+    for names in ((f"{begin}=A", f"{long}a", f"{wide}1"), (f"{begin}=a", f"{long}b", f"{wide}2")):
+        bench.stamp(volume)
+        taken.append([kept_as(bench, bench.engine.create_snapshot(volume.id, name)) for name in names])
+    for each in taken[0]:
+        bench.engine.delete_snapshot(each.snapshot.id)
+    _check_listed(bench, *taken[1])
+    if bench.declared.clones:
+        for each in taken[1]:
+            check_kept(bench, each)
+
+
 def _two(bench: Bench, volume: Volume) -> tuple[Kept, Kept]:
     """Take two snapshots, each of something else."""
     bench.stamp(volume)
@@ -286,6 +304,6 @@ def _check_listed(bench: Bench, *all_kept: Kept) -> None:
     driver = keeper(bench)
     listed = driver.list_snapshots()
     for snapshot in (each.snapshot for each in all_kept):
-        expect(snapshot.id in listed, "I5", "a revert has removed a snapshot", listed=listed)
+        expect(snapshot.id in listed, "I5", "a snapshot has gone with another one or a revert", listed=listed)
         size_bytes = driver.snapshot_size(bench.engine.volume(snapshot.volume_id), snapshot)
-        expect(size_bytes == snapshot.size_bytes, "I5", "a revert has changed the size of a snapshot")
+        expect(size_bytes == snapshot.size_bytes, "I5", "the size of a snapshot has changed")
