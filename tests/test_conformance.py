@@ -166,7 +166,7 @@ PUBLISHED = {
     "DAT": 10,
     "SNP": 15,
     "CLN": 9,
-    "ATT": 12,
+    "ATT": 13,
     "STA": 6,
     "BAD": 8,
     "IDM": 7,

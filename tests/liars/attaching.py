@@ -1,14 +1,14 @@
 """Lies about who reaches a volume, and what is seen there."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liars.liar import Liar, lying_driver
 from voldrivers.errors import BackendError, NoSpace, NotFound
 from voldrivers.extend import lifecycle
 from voldrivers.extend.engine import Engine
-from voldrivers.memory import MemoryDriver, MemoryHost
+from voldrivers.memory import MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
 from voldrivers.model import Attachment, ConnectionInfo, Connector, Volume
 
 _LOG = logging.getLogger(__name__)
@@ -126,6 +126,22 @@ class KeepsTheSize(MemoryHost):
         super().disconnect(volume, attachment)
 
 
+class CachesTheContent(MemoryHost):
+    """Reads a volume when it is attached, and writes it back when it is detached: nothing is shared."""
+
+    def __init__(self, name: str, array: MemoryArray, machine: MemoryMachine | None = None) -> None:
+        super().__init__(name, replace(array, written={}), machine)
+        self.shared = array
+
+    def connect(self, volume: Volume, attachment: Attachment, connection_info: ConnectionInfo) -> str:
+        self.array.written[volume.id] = dict(self.shared.written.get(volume.id, {}))
+        return super().connect(volume, attachment, connection_info)
+
+    def disconnect(self, volume: Volume, attachment: Attachment) -> None:
+        super().disconnect(volume, attachment)
+        self.shared.written.setdefault(volume.id, {}).update(self.array.written.pop(volume.id, {}))
+
+
 @dataclass(frozen=True, repr=False)
 class Chatty(ConnectionInfo):
     """A connection_info that shows everything."""
@@ -186,6 +202,7 @@ LIARS = [
     lying_driver(Obeys, "ATT-005"),
     Liar(SecondWriter, "ATT-007", engine=SecondWriter),
     Liar(KeepsTheSize, "ATT-009", host=KeepsTheSize),
+    Liar(CachesTheContent, "ATT-013", host=CachesTheContent),
     lying_driver(ShowsInRepr, "ATT-010"),
     lying_driver(ShowsInErrors, "ATT-010"),
     lying_driver(ShowsInLogs, "ATT-010"),

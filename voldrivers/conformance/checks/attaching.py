@@ -10,6 +10,7 @@ from voldrivers.base import Completed
 from voldrivers.conformance.aids.copying import allowed
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
+from voldrivers.conformance.disk import STAMP_BYTES, Disk, Stamps, probes
 from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.errors import InvalidState, NotFound, NotSupported, VolDriverError
 from voldrivers.model import ConnectionInfo, Volume
@@ -178,6 +179,34 @@ def secrets_kept(bench: Bench) -> None:
     for name, secret in _secrets(info).items():
         seen = [text.replace(secret, "*" * 8) for text in heard if secret in text]
         expect(not seen, "I11", f"the secret {name} of connection_info is seen", where=seen[:1])
+
+
+@check(
+    "ATT-013",
+    "of a volume attached to two hosts each sees what the other one writes",
+    level=Level.EXTENDED,
+    capability=_MULTI_ATTACH,
+    hint="a host that keeps what it has read, or what is to be written, cannot share a volume",
+)
+def seen_by_both(bench: Bench) -> None:
+    """Attach to two hosts; have each write a block and the other one read it."""
+    other = bench.second_place()
+    volume = _shared(bench)
+    if volume is None:
+        raise NotRun("a declared condition refuses volumes for several attachments here")
+    places = (bench.subject.places[0], other)
+    attachments = [bench.attach(volume, place) for place in places]
+    now, stamps = bench.now(volume), bench.stamps.setdefault(volume.id, Stamps())
+    one, two = (
+        Disk(place, now, attachment, stamps) for place, attachment in zip(places, attachments, strict=True)
+    )
+    # Nobody reads a block twice, or near an end of the device, where whoever probes it may have read: a host
+    # whose page cache lives on, as long as something holds the device open, need not know of others' writes.
+    for at, writer, reader in zip(probes(now.size_bytes, 4)[1:3], (one, two), (two, one), strict=True):
+        content = f"{volume.id} from {writer.place.host.name} ".encode().ljust(STAMP_BYTES, b"#")
+        writer.write(at, content)
+        found, name = reader.read(at), reader.place.host.name
+        expect(found == content, "I4", f"{name} does not see what was written elsewhere", found=found[:60])
 
 
 @check(
