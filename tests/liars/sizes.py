@@ -3,7 +3,7 @@
 from liars.liar import lying_driver, lying_host
 from voldrivers.memory import MemoryDriver, MemoryHost
 from voldrivers.model import Attachment, ConnectionInfo, ExtendReply, Volume
-from voldrivers.sizes import MiB, SizeRule, TiB
+from voldrivers.sizes import GiB, MiB, SizeRule, TiB
 
 
 class RoundsDown(MemoryDriver):
@@ -95,6 +95,26 @@ class LargeSectors(MemoryHost):
         return (4096, 4096) if self.array.sizes[volume.id] > 16 * MiB else (512, 4096)
 
 
+class StopsAtTwoTebibytes(MemoryDriver):
+    """A volume in use that grows across 2 TiB gets 2 TiB."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        if volume.attachments and new_size_bytes > 2 * TiB > self.volume_size(volume):
+            self.array.resize(volume.id, 2 * TiB)
+            return ExtendReply.EXTENDED
+        return super().extend_volume(volume, new_size_bytes)
+
+
+class MovesFourGibibytes(MemoryDriver):
+    """An extend of a volume of 4 GiB and more moves it, and loses what stands beyond those."""
+
+    def extend_volume(self, volume: Volume, new_size_bytes: int) -> ExtendReply:
+        written = self.array.written.get(volume.id, {})
+        for at in [each for each in written if each >= 4 * GiB]:
+            del written[at]
+        return super().extend_volume(volume, new_size_bytes)
+
+
 LIARS = [
     lying_driver(RoundsDown, "SIZ-001"),
     lying_driver(Wraps, "SIZ-002"),
@@ -105,4 +125,6 @@ LIARS = [
     lying_driver(Nearest, "SIZ-007"),
     lying_host(WholePieces, "SIZ-005"),
     lying_host(LargeSectors, "SIZ-006"),
+    lying_driver(StopsAtTwoTebibytes, "SIZ-008"),
+    lying_driver(MovesFourGibibytes, "SIZ-009"),
 ]

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from voldrivers.conformance.aids import direct
+from voldrivers.conformance.aids.copying import allowed
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.disk import STAMP_BYTES
 from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import InvalidSize, NoSpace
 from voldrivers.model import Volume
-from voldrivers.sizes import SizeRule, TiB
+from voldrivers.sizes import GiB, SizeRule, TiB
 
-_WRAP_BYTES = 2 * TiB
+_WRAP_BYTES, _WORD_BYTES = 2 * TiB, 4 * GiB
 
 
 @check(
@@ -45,8 +47,7 @@ def edges(bench: Bench) -> None:
 def wrap(bench: Bench) -> None:
     """Create below, at and above 2 TiB; extend across 2 TiB and across 16 TiB; read the last block."""
     rule, step = bench.rule, bench.step
-    if rule.maximum_bytes < _WRAP_BYTES + 2 * step:
-        raise NotRun("the rule's maximum is below 2 TiB")
+    _check_maximum(bench)
     with bench.vast(_WRAP_BYTES + 2 * step) as vast:
         for size_bytes in (_WRAP_BYTES, _WRAP_BYTES + 1):
             volume = vast.create(size_bytes)
@@ -160,6 +161,52 @@ def rule_holds(bench: Bench) -> None:
             rounded - max(size_bytes, rule.minimum_bytes) < rule.granularity_bytes, "I3", "too large", **seen
         )
         last = rounded
+
+
+@check(
+    "SIZ-008",
+    "a volume in use grows across 2 TiB",
+    level=Level.EXTENDED,
+    capability="in_use_extend",
+    hint="what hands the new size on must have room for more than 32 bits of sectors",
+)
+def wrap_in_use(bench: Bench) -> None:
+    """Attach, extend to below 2 TiB, across it and once more; compare, read and write each time."""
+    _check_maximum(bench)
+    step = bench.step
+    with bench.vast(_WRAP_BYTES + 3 * step) as vast:
+        volume = vast.in_use()
+        for size_bytes in (_WRAP_BYTES - step, _WRAP_BYTES + step, _WRAP_BYTES + 2 * step):
+            vast.stamp(volume)
+            if not allowed(vast, partial(vast.extend, volume, size_bytes), "in_use_extend"):
+                raise NotRun("a declared condition refuses to extend so large a volume in use")
+            vast.check_agreed(volume, bench.rule.round_up(size_bytes))
+            vast.check_data(volume)
+
+
+@check(
+    "SIZ-009",
+    "a volume that grows across 4 GiB, and is extended again, keeps every byte",
+    level=Level.EXTENDED,
+    hint="4 GiB is where 32 bits for a number of bytes end",
+)
+def some_gibibytes(bench: Bench) -> None:
+    """Create below 4 GiB, stamp, extend across it, stamp the new end, extend once more, read everything."""
+    if bench.rule.maximum_bytes < _WORD_BYTES + 3 * bench.step:
+        raise NotRun("the rule's maximum is below 4 GiB")
+    with bench.vast(_WORD_BYTES + 3 * bench.step) as vast:
+        volume = vast.create(_WORD_BYTES - vast.step)
+        for steps in (1, 2):
+            vast.stamp(volume)
+            size_bytes = vast.rule.round_up(_WORD_BYTES + steps * vast.step)
+            vast.extend(volume, size_bytes)
+            vast.check_agreed(volume, size_bytes)
+        vast.check_data(volume)
+
+
+def _check_maximum(bench: Bench) -> None:
+    if bench.rule.maximum_bytes < _WRAP_BYTES + 3 * bench.step:
+        raise NotRun("the rule's maximum is below 2 TiB")
 
 
 def _extend(bench: Bench, volume: Volume, size_bytes: int) -> None:
