@@ -155,7 +155,7 @@ def test_every_check_that_counts_is_the_one_that_finds_some_liar() -> None:
 #: The published catalogue: the last number of each group, which has all before it too.
 PUBLISHED = {
     "DEC": 8,
-    "LIF": 10,
+    "LIF": 11,
     "SIZ": 9,
     "EXO": 11,
     "EXI": 16,

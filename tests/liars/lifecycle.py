@@ -134,6 +134,13 @@ class RewritesTheList(MemoryDriver):
         self.array.sizes.update(others)
 
 
+class FirstPage(MemoryDriver):
+    """Lists the first page of what the array answers, which is of 50 volumes."""
+
+    def list_volumes(self) -> tuple[str, ...]:
+        return super().list_volumes()[:50]
+
+
 LIARS = [
     lying_driver(KeepsASpare, "LIF-001"),
     lying_driver(Leaky, "LIF-002"),
@@ -146,4 +153,5 @@ LIARS = [
     lying_driver(Undeleted, "LIF-008"),
     lying_driver(Formatting, "LIF-009"),
     lying_driver(RewritesTheList, "LIF-007"),
+    lying_driver(FirstPage, "LIF-011"),
 ]

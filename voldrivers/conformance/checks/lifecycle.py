@@ -1,13 +1,19 @@
 """LIF: volumes come, are listed, survive a restart, and go."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from voldrivers.conformance.aids import direct
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
 from voldrivers.conformance.verdicts import Broken, expect
 from voldrivers.errors import NotFound
 from voldrivers.model import Volume
+from voldrivers.sizes import MiB
+
+#: One more than a page has.
+_MANY = 101
 
 
 @check(
@@ -148,6 +154,28 @@ def made_again(bench: Bench) -> None:
         bench.check_agreed(again, bench.small)
         bench.check_data(again)
         bench.engine.delete_volume(again.id)
+
+
+@check(
+    "LIF-011",
+    "the list has every volume, however many there are",
+    level=Level.SOAK,
+    hint="a backend that answers page by page is asked until the last one",
+)
+def long_list(bench: Bench) -> None:
+    """Have the driver make the smallest volumes, 101 if room and time allow; look for each in the list."""
+    size_bytes, began = bench.rule.round_up(1), time.monotonic()
+    most = min(_MANY, bench.room_bytes // max(size_bytes, MiB) - 1)  # the smallest of files takes more
+    ids: set[str] = set()
+    with ExitStack() as ending:
+        while len(ids) < most and time.monotonic() - began < bench.subject.sweep_s:
+            volume = direct.blank(bench, size_bytes)
+            ending.enter_context(direct.made(bench, volume))
+            ids.add(volume.id)
+        lacking = ids - _listed(bench)
+        expect(not lacking, "I9", "not all volumes are listed", made=len(ids), lacking=len(lacking))
+    if len(ids) < _MANY:
+        bench.told.append(f"there were {len(ids)} volumes, as room and time allow, not {_MANY}")
 
 
 @contextmanager
