@@ -17,7 +17,7 @@ from voldrivers.conformance.aids.copying import (
 )
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.catalogue import Level, check
-from voldrivers.conformance.verdicts import Broken, expect
+from voldrivers.conformance.verdicts import Broken, NotRun, expect
 from voldrivers.errors import InvalidInput, InvalidState, NotFound, NotSupported
 from voldrivers.model import Snapshot, SnapshotStatus, Volume
 
