@@ -87,7 +87,7 @@ class Bench:
         self.restart()
         if error is None:
             check_steady(self)
-        take_away(self.engine, self.detach)
+        take_away(self)
         if error is None:
             self.check_nothing_left()
 
@@ -191,12 +191,8 @@ class Bench:
 
     def create(self, size_bytes: int = 0, *, multi_attach: bool = False) -> Volume:
         """Make a volume; small unless said otherwise."""
-        return self.engine.create_volume(
-            self.name(),
-            size_bytes or self.small,
-            options=self.subject.volume_options,
-            multi_attach=multi_attach,
-        )
+        options, size_bytes = self.subject.volume_options, size_bytes or self.small
+        return self.engine.create_volume(self.name(), size_bytes, options=options, multi_attach=multi_attach)
 
     def attach(self, volume: Volume, place: Place | None = None, *, instance: bool = True) -> Attachment:
         """Attach to the first place, or another one, into its instance if it has one."""
@@ -231,6 +227,10 @@ class Bench:
     def place(self, attachment: Attachment) -> Place:
         """Find where an attachment is."""
         return next(each for each in self.subject.places if each.host.name == attachment.host)
+
+    def volumes(self) -> list[Volume]:
+        """Give every volume, the oldest first, whatever the names are that were drawn."""
+        return sorted(self.engine.volumes(), key=lambda volume: self._names.number(volume.name))
 
     def now(self, volume: Volume) -> Volume:
         """Give a volume as it is now."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from voldrivers.conformance.verdicts import Broken
 from voldrivers.errors import VolDriverError
 from voldrivers.extend.engine import Engine
-from voldrivers.model import Attachment, Volume, VolumeStatus
+from voldrivers.model import VolumeStatus
 
 if TYPE_CHECKING:
     from voldrivers.conformance.bench import Bench
@@ -20,11 +20,12 @@ def check_steady(bench: "Bench") -> None:
             bench.check_agreed(volume, volume.size_bytes)
 
 
-def take_away(engine: Engine, detach: Callable[[Volume, Attachment], None]) -> None:
-    """Detach, and remove snapshots and volumes of an engine; what fails does not keep the rest from it.
+def take_away(bench: "Bench") -> None:
+    """Detach, and remove snapshots and volumes of a bench; what fails does not keep the rest from it.
 
     Raises the first of what failed, the others as its notes: most of them follow from it.
     """
+    engine = bench.engine
     failed: list[VolDriverError | Broken] = []
 
     def tried(act: Callable[..., None], *things: object) -> None:
@@ -36,12 +37,12 @@ def take_away(engine: Engine, detach: Callable[[Volume, Attachment], None]) -> N
     with suppress(VolDriverError):
         engine.resume()
     with ExitStack() as ending:
-        for volume in engine.volumes():
+        for volume in bench.volumes():
             ending.callback(tried, _delete, engine, volume.id)
             for snapshot in volume.snapshots:
                 ending.callback(tried, engine.delete_snapshot, snapshot.id)
             for attachment in volume.attachments:
-                ending.callback(tried, detach, volume, attachment)
+                ending.callback(tried, bench.detach, volume, attachment)
     if failed:
         first, *others = failed
         for each in others:

@@ -36,15 +36,19 @@ class Names:
     def __init__(self, seed: str) -> None:
         """Begin anew."""
         self._draw = random.Random(seed)  # noqa: S311 - a name is no secret
-        self._given: set[str] = set()
+        self._given: dict[str, int] = {}
 
     def next(self) -> str:
         """Give the next name."""
         while True:
             name = self._draw.choice(_KINDS)(self._draw)
             if name not in self._given:
-                self._given.add(name)
+                self._given[name] = len(self._given)
                 return name
+
+    def number(self, name: str) -> int:
+        """Tell how many were drawn before a name; one that was not drawn comes after all of them."""
+        return self._given.get(name, len(self._given))
 
 
 def _uuid(draw: random.Random) -> str:

@@ -111,7 +111,7 @@ def by_turns(bench: Bench) -> None:
     with bench.another() as other:
         one, turns = bench.engine, (bench.engine, other)
         made = [_create(bench, bench.name(), bench.small + n * bench.granule)(e) for n, e in enumerate(turns)]
-        ids = [volume.id for volume in one.volumes()]
+        ids = [volume.id for volume in sorted(one.volumes(), key=lambda each: each.size_bytes)]
         expect(len(ids) == len(made), "I5", "not both are there", ids=ids)
         for engine, volume_id in zip(reversed(turns), ids, strict=True):
             engine.extend(volume_id, engine.volume(volume_id).size_bytes + bench.step)

@@ -24,7 +24,7 @@ def churn(bench: Bench) -> None:
     for _ in range(bench.subject.soak_rounds):
         _create(bench)
         for act in (_stamp, _extend, _plug, _remove):
-            act(bench, draw.choice(bench.engine.volumes()))
+            act(bench, draw.choice(bench.volumes()))
     for volume in bench.engine.volumes():
         bench.check_agreed(volume, volume.size_bytes)
         bench.check_data(volume)

@@ -55,7 +55,7 @@ def sweep(run: Run, subject: Subject) -> Sequence[str]:
 def _end_check(run: Run, subject: Subject, directory: Path) -> Sequence[str]:
     bench = Bench(subject, directory, run.id)
     try:
-        take_away(bench.engine, bench.detach)
+        take_away(bench)
     except VolDriverError as error:
         return [f"{directory.name}: {error}"]
     finally:
