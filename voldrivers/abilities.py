@@ -123,8 +123,8 @@ class Manages(ABC):
     def existing_size(self, reference: str, options: Any) -> int:  # Any: as above
         """Give the size in bytes of what `reference` names, if it could become a volume.
 
-        Raises NotFound, InvalidInput (no such name can be), InvalidState (in use, a volume already, or not what
-        it is said to be), InvalidSize (no size that a volume can have). Changes nothing.
+        Raises NotFound, InvalidInput (no such name can be), InvalidState (in use, a volume already, or not
+        what it is said to be), InvalidSize (no size that a volume can have). Changes nothing.
         """
 
     @abstractmethod
