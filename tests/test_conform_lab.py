@@ -36,7 +36,7 @@ end = '''{end}'''
 {hosts}
 """
 #: How long all checks may take together.
-_LIMIT_S = 6000.0
+_LIMIT_S = 9000.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ NFS = Backend(
 BACKENDS = pytest.mark.parametrize("backend", [LVM, NFS], ids=str)
 #: What fits into the time of the tests, the quick checks, and all.
 FEW = "--only LIF-001 --only EXI-001 --only EXI-003 --only EXI-005 --only SNP-007"
-ALL = "--profile all --budget 300"
+ALL = "--profile all --budget 600"
 IN_FULL = [
     pytest.param("--profile smoke", marks=pytest.mark.full, id="smoke"),
     pytest.param(ALL, marks=pytest.mark.full, id="all"),
