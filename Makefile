@@ -29,7 +29,7 @@ test-full: lint  ## The same, exhaustive: an hour or more
 	$(PYTEST) --tier full --override-ini=faulthandler_timeout=4000
 
 conformance: lint  ## Every check on every driver here: on this machine, and in the lab on one host and on two
-	$(PYTEST) --tier full --override-ini=faulthandler_timeout=7000 $(wildcard tests/test_conform*.py)
+	$(PYTEST) --tier full --override-ini=faulthandler_timeout=9500 $(wildcard tests/test_conform*.py)
 
 test-minimum: setup  ## Quick tests with the oldest libraries that pyproject.toml allows
 	tools/minimum build/minimum
