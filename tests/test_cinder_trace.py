@@ -40,6 +40,10 @@ WORDS = {
 }
 
 
+#: By name: status, size in GiB, snapshots from the oldest with the size of each.
+Seen = dict[str, tuple[str, int, list[tuple[str, int]]]]
+
+
 class Platform(Protocol):
     """One way to do things with volumes; each refuses with an error of its own."""
 
@@ -56,7 +60,7 @@ class Platform(Protocol):
     def detach(self, name: str) -> None: ...
     def delete(self, name: str) -> None: ...
     def serial(self, name: str) -> str: ...
-    def seen(self) -> dict[str, tuple[str, int, list[str]]]:
+    def seen(self) -> Seen:
         """Give status, size in GiB and snapshots of every volume."""
         ...
 
@@ -118,9 +122,13 @@ class ByEngine:
     def serial(self, name: str) -> str:
         return self.engine.volume(name).id
 
-    def seen(self) -> dict[str, tuple[str, int, list[str]]]:
+    def seen(self) -> Seen:
         return {
-            each.name: (str(each.status), each.size_bytes // GiB, [s.name for s in each.snapshots])
+            each.name: (
+                str(each.status),
+                each.size_bytes // GiB,
+                [(s.name, s.size_bytes // GiB) for s in each.snapshots],
+            )
             for each in self.engine.volumes()
         }
 
@@ -190,10 +198,14 @@ class ByCinder:
     def delete(self, name: str) -> None:
         self.site.delete(self.serial(name))
 
-    def seen(self) -> dict[str, tuple[str, int, list[str]]]:
+    def seen(self) -> Seen:
         kept = self.client.volume_snapshots.list()
         return {
-            each.name: (each.status, each.size, by_age(s.name for s in kept if s.volume_id == each.id))
+            each.name: (
+                each.status,
+                each.size,
+                by_age((s.name, s.size) for s in kept if s.volume_id == each.id),
+            )
             for each in self.client.volumes.list()
         }
 
@@ -231,9 +243,9 @@ def test_a_trace_ends_in_the_same_state(
         empty(platform)
 
 
-def by_age(names: Iterable[str]) -> list[str]:
-    """Sort names of snapshots: each has the number of its step."""
-    return sorted(names, key=lambda name: int(name[1:]))
+def by_age(snapshots: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Sort snapshots with their sizes: each name has the number of its step."""
+    return sorted(snapshots, key=lambda snapshot: int(snapshot[0][1:]))
 
 
 def drawn(model: Platform, rng: random.Random, number: int) -> tuple[str, Callable[[Platform], None]]:
@@ -242,6 +254,7 @@ def drawn(model: Platform, rng: random.Random, number: int) -> tuple[str, Callab
     word = rng.choices(list(WORDS), list(WORDS.values()))[0] if seen else "create"
     name, new = rng.choice(sorted(seen) or [""]), f"v{number}"
     status, size_gib, snapshots = seen.get(name, ("", 0, []))
+    oldest, newest = (snapshots[0], snapshots[-1]) if snapshots else (("", 0), ("", 0))
     larger, first_byte = size_gib + 1, rng.randrange(1, 255)
     sector = rng.choice([0, 2**10, max(size_gib, 1) * GiB // SECTOR_BYTES - 1])
     steps: dict[str, tuple[bool, Callable[[Platform], None]]] = {
@@ -249,10 +262,11 @@ def drawn(model: Platform, rng: random.Random, number: int) -> tuple[str, Callab
         "extend": (True, lambda on: on.extend(name, larger)),
         "extend_smaller": (True, lambda on: on.extend(name, size_gib - 1)),
         "snapshot": (True, lambda on: on.snapshot(name, f"s{number}")),
-        "delete_snapshot": (bool(snapshots), lambda on: on.delete_snapshot(snapshots[0])),
-        "copy": (bool(snapshots) and len(seen) < 4, lambda on: on.copy(new, snapshots[-1], larger)),
+        "delete_snapshot": (bool(snapshots), lambda on: on.delete_snapshot(oldest[0])),
+        "copy": (bool(snapshots) and len(seen) < 4, lambda on: on.copy(new, newest[0], larger)),
         "clone": (len(seen) < 4 and status == "available", lambda on: on.clone(new, name, larger)),
-        "revert": (bool(snapshots), lambda on: on.revert(snapshots[-1])),
+        # Cinder's API refuses what has grown since its snapshot, before any driver is asked.
+        "revert": (newest[1] == size_gib, lambda on: on.revert(newest[0])),
         "attach": (status == "available", lambda on: on.attach(name)),
         "write": (
             status == "in-use",
@@ -285,7 +299,7 @@ def empty(platform: Platform) -> None:
     for name, (status, _, snapshots) in platform.seen().items():
         if status == "in-use":
             platform.detach(name)
-        for snapshot in reversed(snapshots):
+        for snapshot, _ in reversed(snapshots):
             platform.delete_snapshot(snapshot)
         platform.delete(name)
     assert platform.seen() == {}
