@@ -211,6 +211,45 @@ def test_no_driver_ends_the_run_nor_speaks_for_the_suite(vendor: Vendor, does: s
     assert vendor.verdicts()["EXO-001"] not in ("PASS", "FINDING")
 
 
+@pytest.mark.parametrize(
+    ("size", "verdicts", "found"),
+    [
+        ("super().volume_size(volume)", ["PASS", "PASS"], "2 PASS"),
+        (
+            "self.sizes.setdefault(volume.id, super().volume_size(volume))",
+            ["FAIL", "PASS"],
+            "what was extended there, here has another size",
+        ),
+        (
+            "super().volume_size(volume) if volume.id in self.made else 1 // 0",
+            ["FAIL", "FAIL"],
+            "ZeroDivisionError",
+        ),
+    ],
+    ids=["asks", "remembers", "breaks"],
+)
+def test_a_driver_is_asked_in_another_process(
+    vendor: Vendor, size: str, verdicts: list[str], found: str
+) -> None:
+    vendor.lie(
+        "proud",
+        "from acme.driver import AcmeDriver\n"
+        "class Proud(AcmeDriver):\n"
+        "    made, sizes = [], {}\n"
+        "    def create_volume(self, volume, options):\n"
+        "        self.made.append(volume.id)\n"
+        "        return super().create_volume(volume, options)\n"
+        "    def volume_size(self, volume):\n"
+        "        print('what a driver prints is no answer', flush=True)\n"
+        f"        return {size}\n",
+    )
+    vendor.mark()
+    chosen = ("--only", "LIF-012", "--only", "ATT-014", "--out", str(vendor.results))
+    said = vendor.destroy(*chosen, driver="proud:Proud")[1]
+    assert [vendor.verdicts()[each] for each in ("LIF-012", "ATT-014")] == verdicts, said
+    assert found in said
+
+
 def test_a_driver_that_tells_its_secret_does_not_get_it_into_the_results(
     vendor: Vendor, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from voldrivers.base import Driver, Run
 from voldrivers.conformance import Subject, Verdict, catalogue
 from voldrivers.conformance.aids.mounting import mounted as filesystem_on
 from voldrivers.conformance.catalogue import Check
+from voldrivers.conformance.elsewhere import in_another_process
 from voldrivers.conformance.places import GuestPlace
 from voldrivers.conformance.runner import run_check
 from voldrivers.guests.device import DeviceGuest
@@ -68,6 +70,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
             volume_options={"format": "raw"},
             deadline_s=20.0,
             outage=outage,
+            elsewhere=in_another_process(partial(NFSDriver, "files", options, run)),
         )
 
 

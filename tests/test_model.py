@@ -1,6 +1,7 @@
 """The nouns: legal moves, names, what never shows, when a size agrees."""
 
 import dataclasses
+import pickle
 import re
 from datetime import timedelta
 
@@ -118,6 +119,12 @@ def test_secrets_of_a_connection_never_show() -> None:
     info = ConnectionInfo("iscsi", {"auth_password": "s3cret"})
     attachment = Attachment("a", "v", "h", connection_info=info)
     assert "s3cret" not in repr(info) + repr(Volume("v", "v", "b", 1, attachments=(attachment,)))
+
+
+def test_a_connection_goes_to_another_process() -> None:
+    info = ConnectionInfo("iscsi", {"auth_password": "s3cret"})
+    copied = pickle.loads(pickle.dumps(info))
+    assert (copied, copied.properties) == (info, info.properties)
 
 
 def test_connection_properties_cannot_be_changed_from_outside() -> None:

@@ -135,6 +135,10 @@ class ConnectionInfo:
         """Freeze the properties."""
         object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
 
+    def __reduce__(self) -> tuple[type, tuple[str, Mapping[str, str]]]:
+        """Let it be copied and pickled, which what is frozen cannot be."""
+        return type(self), (self.driver_volume_type, dict(self.properties))
+
     @property
     def encrypted(self) -> bool:
         """Tell whether a host has to decrypt what it gets: `encrypted`, as Cinder and Nova say it."""

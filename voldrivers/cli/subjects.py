@@ -13,9 +13,13 @@ from tempfile import TemporaryDirectory
 from voldrivers import plugins
 from voldrivers.api.places import HostTable, open_place
 from voldrivers.base import Driver, Run
+from voldrivers.conformance.elsewhere import in_another_process
 from voldrivers.conformance.subject import Oracle, Subject
 from voldrivers.conformance.trials.config import OutageTable, RunConfig
 from voldrivers.process import run
+
+#: What the backend is called.
+_NAME = "subject"
 
 
 def find_driver(text: str, directory: str = "") -> type[Driver]:
@@ -39,7 +43,7 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
     config.read(kind.volume_options_type, config.volume, "[volume]")
 
     def make(chosen: type[Driver], run: Run) -> Driver:
-        return chosen("subject", options, run)
+        return chosen(_NAME, options, run)
 
     return Subject(
         kind,
@@ -54,6 +58,7 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
         sweep_s=config.limits.sweep_s,
         mode=config.mode,
         outage=partial(_away, config.outage) if config.outage else None,
+        elsewhere=in_another_process(partial(kind, _NAME, options, run)),
     )
 
 

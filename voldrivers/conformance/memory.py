@@ -1,14 +1,17 @@
 """The suite's own subject: drivers in RAM, an oracle that looks into the array, hosts in RAM."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from importlib.util import find_spec, module_from_spec
+from operator import attrgetter
 from typing import Any
 
 from voldrivers.base import Completed, Driver, Run
 from voldrivers.conformance.subject import Filesystem, Oracle, Place, Subject
+from voldrivers.conformance.verdicts import NotRun
 from voldrivers.extend.engine import Engine
 from voldrivers.memory import PATHS, MemoryArray, MemoryDriver, MemoryHost, MemoryMachine
 from voldrivers.model import Attachment, Volume, utc_now
@@ -211,6 +214,10 @@ def subject(
         finally:
             array.reachable = True
 
+    def elsewhere(method: str, *things: object) -> Any:  # Any: each method has its own answer
+        """Ask a driver of the same code, read anew; the array alone is the same."""
+        return getattr(_read_anew(driver_class)("subject", None, _pretend, array), method)(*things)
+
     return Subject(
         driver_class,
         make,
@@ -223,8 +230,20 @@ def subject(
         deadline_s=5.0,
         engine_class=engine_class,
         outage=outage,
+        elsewhere=elsewhere,
         vast=lambda: subject(driver_class, host_class, _VAST_BYTES, engine_class),
     )
+
+
+def _read_anew(kind: type[MemoryDriver]) -> Callable[..., MemoryDriver]:
+    """Read the module of a class once more, for itself, and give its class. Raises NotRun for a local one."""
+    spec = find_spec(kind.__module__)
+    if "<locals>" in kind.__qualname__ or spec is None or spec.loader is None:
+        raise NotRun(f"{kind.__qualname__} cannot be imported by another process")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[..., MemoryDriver] = attrgetter(kind.__qualname__)(module)
+    return made
 
 
 def _pretend(argv: Sequence[str], *, timeout_s: float) -> Completed:  # noqa: ARG001 - as `Run` has them

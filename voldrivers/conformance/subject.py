@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from voldrivers.base import Driver, Host, Run
 from voldrivers.conformance.verdicts import NotRun
@@ -144,6 +144,13 @@ class Intend(Protocol):
         """Take the name of the driver's method and its arguments."""
 
 
+class Elsewhere(Protocol):
+    """The driver in a process that has just been started, and knows nothing of this one."""
+
+    def __call__(self, method: str, *things: object) -> Any:  # Any: each method has its own answer
+        """Call a method of the driver there, and give its answer. Raises what it raises."""
+
+
 def _nothing(call: str, things: Sequence[object]) -> None:
     """Note nothing."""
 
@@ -183,3 +190,5 @@ class Subject:
     soak_rounds: int = 20
     #: Has the backend be out of reach for a while, as one that is started anew.
     outage: Callable[[], AbstractContextManager[None]] | None = None
+    #: Asks the driver in another process.
+    elsewhere: Elsewhere | None = None

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from voldrivers.conformance.bench import Bench
 from voldrivers.conformance.hiding import SECRET, secret_options
-from voldrivers.conformance.verdicts import expect
+from voldrivers.conformance.verdicts import NotRun, expect
 from voldrivers.errors import OutcomeUnknown, VolDriverError
 from voldrivers.model import ConnectionInfo, Connector, Volume
 from voldrivers.options import read_options
@@ -58,6 +60,14 @@ def exported(bench: Bench, volume: Volume) -> Iterator[tuple[Connector, Connecti
         yield connector, bench.driver.initialize_connection(volume, connector)
     finally:
         bench.driver.terminate_connection(volume, connector)
+
+
+def elsewhere(bench: Bench, method: str, *things: object) -> Any:  # Any: each method has its own answer
+    """Call a method of the driver in a process that has just been started. Raises NotRun."""
+    ask = bench.subject.elsewhere
+    if ask is None:
+        raise NotRun("the subject tells no way to another process")
+    return bench.watch.pass_on(method, partial(ask, method), *things)
 
 
 @contextmanager
