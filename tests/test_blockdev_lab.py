@@ -140,6 +140,21 @@ def test_a_map_from_connecting_to_letting_go(host: Host) -> None:
 
 
 @pytest.mark.full
+def test_a_multipathd_that_makes_no_map_by_itself_is_told(host: Host) -> None:
+    """Debian's own setting makes one only of what is known to have several paths."""
+    host.run(
+        "sed -i 's/find_multipaths .*/find_multipaths strict/' /etc/multipath.conf; multipathd reconfigure"
+    )
+    one = host.properties()
+    did = host.call("connect", one)
+    assert did.answer.startswith("/dev/disk/by-id/dm-uuid-mpath-36001405"), did.text
+    assert ["multipath", "-a"] in [each[:2] for each in did.argvs]
+    host.do("check", one, did.answer)
+    host.do("disconnect", one, did.answer)
+    host.check_nothing_is_left()
+
+
+@pytest.mark.full
 def test_a_single_path_is_the_plain_device(host: Host) -> None:
     one = host.properties(PORTALS[0])
     path = host.do("connect", one)

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
 from pathlib import Path
 
 from voldrivers import sysfs
@@ -48,19 +47,10 @@ class Commands:
     os-brick keeps only a text of a failure, or nothing, so failures are kept here.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        deadline: float,
-        instead: Instead = lambda _argv: False,
-        *,
-        ends_at_failure: bool = False,
-    ) -> None:
-        """Take the way to run programs, until when (`time.monotonic`), and whether a failure ends it all."""
-        self._ends_at_failure = ends_at_failure
+    def __init__(self, run: Run, deadline: float, instead: Instead = lambda _argv: False) -> None:
+        """Take the way to run programs, and until when (`time.monotonic`)."""
         self.failures = list[VolDriverError]()
         self._run, self._deadline, self._instead = run, deadline, instead
-        self._context = copy_context()  # os-brick's threads start with an empty one, without our marks
 
     def __call__(
         self,
@@ -76,12 +66,10 @@ class Commands:
         Raises what os-brick expects of a program that failed (ProcessExecutionError), else our own errors.
         """
         words = tuple(map(str, argv))
-        if self._ends_at_failure and self.failures:
-            raise self.failures[0]
         try:
             if self._instead(words):
                 return "", ""
-            return self._context.copy().run(self._ran, words, process_input)
+            return self._ran(words, process_input)
         except CommandFailed as error:
             if _is_allowed(error.exit_code, check_exit_code):
                 return "", error.reason

@@ -17,7 +17,7 @@ from voldrivers.host.blockdev import DevicePath, check_paths, disks, look, maps_
 from voldrivers.host.changes import wait_for_change
 from voldrivers.host.connection import Connection, read_properties
 
-#: In the lab two portals take 5 s to connect and 2 s to let go; a daemon that hangs is found out by these.
+#: In the lab two portals take seconds to connect and to let go; a daemon that hangs is found out by these.
 _CONNECT_S, _DISCONNECT_S = 60.0, 60.0
 _LINK_S = 10.0
 _INITIATOR = Path("/etc/iscsi/initiatorname.iscsi")

@@ -1,4 +1,4 @@
-"""The node records of open-iscsi, into which secrets are written without a program that shows them."""
+"""The node records of open-iscsi, into which settings are written without a program that shows secrets."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ _PLACES = (Path("/etc/iscsi"), Path("/var/lib/iscsi"))
 _END = "# END RECORD"
 
 
-def set_secret(iqn: str, portal: Portal, secret: str) -> None:
-    """Write the CHAP secret into the records of a target at a portal, for root's eyes only.
+def set_value(iqn: str, portal: Portal, name: str, value: str) -> None:
+    """Write a setting, such as the CHAP secret, into the records of a target at a portal, for root to read.
 
     iscsiadm takes it as an argument only, where every user of the machine can read it (proc(5), cmdline).
     May be repeated. Raises NotFound without a record, BackendError when one cannot be written.
@@ -25,7 +25,7 @@ def set_secret(iqn: str, portal: Portal, secret: str) -> None:
     try:
         found = list(_records(iqn, portal))
         for place, record in found:
-            _write(place, record, _with_secret(record.read_text(), secret))
+            _write(place, record, _with(record.read_text(), name, value))
     except OSError as error:
         subject = f"iSCSI node record of {iqn} at {portal}"
         raise BackendError(subject, f"cannot be written: {error.strerror}") from error
@@ -47,17 +47,16 @@ def _records(iqn: str, portal: Portal) -> Iterator[tuple[Path, Path]]:
                 yield from ((place, record) for record in (sysfs.entries(entry) or [entry]))
 
 
-def _with_secret(record: str, secret: str) -> str:
-    lines = [line for line in record.splitlines() if line.partition("=")[0].strip() != SECRET]
+def _with(record: str, name: str, value: str) -> str:
+    lines = [line for line in record.splitlines() if line.partition("=")[0].strip() != name]
     end = lines.index(_END) if _END in lines else len(lines)
-    return "\n".join([*lines[:end], f"{SECRET} = {secret}", *lines[end:], ""])
+    return "\n".join([*lines[:end], f"{name} = {value}", *lines[end:], ""])
 
 
 def _write(place: Path, record: Path, text: str) -> None:
     """Replace a record at once. Its draft lies outside of `nodes`, where iscsiadm would take it for a record.
 
-    Each record has a draft of its own name: os-brick logs in at all portals at the same time, and a crash
-    leaves no more than the next call replaces.
+    Each record has a draft of its own name: a crash leaves no more than the next call replaces.
     """
     draft = place / f".voldrivers-{hashlib.sha256(os.fsencode(record)).hexdigest()[:16]}"
     with suppress(FileNotFoundError):

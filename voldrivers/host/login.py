@@ -1,7 +1,10 @@
-"""Logging in: os-brick's iSCSI connector, through our own `run`, without ever seeing the secret."""
+"""Logging in: os-brick's iSCSI connector, through our own `run`, without ever seeing the secret.
+
+It knows how to get a session out of iscsiadm. Waiting for disks and maps is ours: it looks once a second.
+"""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,14 @@ from voldrivers.errors import (
     VolDriverError,
 )
 from voldrivers.host import iscsinodes
-from voldrivers.host.blockdev import Portal, sessions
+from voldrivers.host.blockdev import LUN, Portal, disks, maps_over, sessions
+from voldrivers.host.changes import changes_within, wait_for_change
 from voldrivers.host.connection import Connection
 
 _ANSWER_S = 2.0
 _LOCKS = Path("/run/lock/voldrivers")
+#: How long a disk takes after its scan, and its map; what multipathd has to be told of takes longer.
+_DISK_S, _MAP_S, _TOLD_S = 5.0, 1.0, 10.0
 #: ISCSI_ERR_LOGIN_AUTH_FAILED (open-iscsi, include/iscsi_err.h).
 _REFUSED = 24
 #: Stands where os-brick knows the secret.
@@ -54,23 +60,27 @@ def answers(portal: Portal) -> bool:
 
 
 def log_in(run: Run, wanted: Connection, deadline: float) -> None:
-    """Log in at all portals and find the disks. Raises InvalidState when a target refuses us, BackendError.
+    """Log in at one portal after the other and find the disks; with several, have a map made of them.
 
-    Something may be connected after a failure.
+    Raises InvalidState when a target refuses us, BackendError, OutcomeUnknown; something may be there then.
     """
-    commands = brick.Commands(
-        run, deadline, instead=lambda argv: _writes_secret(argv, wanted), ends_at_failure=True
-    )
-    connector = _connector(commands, wanted)
+    commands = brick.Commands(run, deadline, instead=lambda argv: _writes_setting(argv, wanted))
+    connector = _connector(commands)
     try:
-        connector.connect_volume(_known_to_os_brick(wanted))
+        for lun in wanted.luns:
+            session, _ = connector._connect_to_iscsi_portal(_known_to_os_brick(wanted, lun))
+            if commands.failures:
+                raise commands.failures[0]
+            if address := connector._linuxscsi.get_hctl(session, lun.number):
+                connector._linuxscsi.scan_iscsi(*address)
+        names = _disks(wanted)
+        if len(wanted.luns) > 1:
+            _have_map(connector, names)
     except brick.errors() as error:
         raise _reason(commands, wanted) or BackendError(wanted.title, f"was not found: {error}") from error
-    if reason := _reason(commands, wanted):  # os-brick is content with some of the portals
-        raise reason
 
 
-def _connector(commands: brick.Commands, wanted: Connection) -> Any:  # Any: os-brick has no types
+def _connector(commands: brick.Commands) -> Any:  # Any: os-brick has no types
     try:
         with brick.without_eventlet():
             from os_brick.initiator.connectors import base, iscsi  # 160 ms: only who connects pays
@@ -79,36 +89,54 @@ def _connector(commands: brick.Commands, wanted: Connection) -> Any:  # Any: os-
     base.CONF.set_override("lock_path", str(_LOCKS), "os_brick")
 
     class Connector(iscsi.ISCSIConnector):  # type: ignore[misc]  # os-brick has no types
-        def supports_multipath(self) -> bool:
-            """Believe us, who have asked: os-brick asks with its own way to run programs."""
-            return self.use_multipath is True
+        def _get_iscsi_sessions_full(self) -> list[tuple[str, str, str, str, str]]:
+            """Read them where iscsiadm would: transport, number, portal, group, target."""
+            return [("tcp:", each.number, str(each.portal), "", each.iqn) for each in sessions()]
 
-        def _cleanup_connection(self, *_arguments: object, **_named: object) -> None:
-            """Leave what a failure left to us, who have a time limit; try nothing again that was refused."""
-            if commands.failures:
-                raise commands.failures[0]
-
-    # A new disk is there when its scan returns; one that is not there is looked for once more after 4 s.
-    return Connector("", execute=commands, use_multipath=len(wanted.luns) > 1, device_scan_attempts=0)
+    return Connector("", execute=commands)
 
 
-def _known_to_os_brick(wanted: Connection) -> Mapping[str, object]:
-    known: dict[str, object] = {
-        "target_portals": [str(lun.portal) for lun in wanted.luns],
-        "target_iqns": [lun.iqn for lun in wanted.luns],
-        "target_luns": [lun.number for lun in wanted.luns],
-    }
+def _disks(wanted: Connection) -> list[str]:
+    """Give the disks by name as soon as each portal shows one. Raises BackendError when one does not."""
+
+    def found() -> dict[LUN | None, str]:
+        return {disk.lun: disk.name for each in sessions() for disk in disks(each) if disk.name}
+
+    changes_within(lambda: found().keys() >= set(wanted.luns), _DISK_S)
+    there = found()
+    if missing := [str(lun.portal) for lun in wanted.luns if lun not in there]:
+        raise BackendError(wanted.title, f"was not found behind {', '.join(missing)} after logging in")
+    return [there[lun] for lun in wanted.luns]
+
+
+def _have_map(connector: Any, names: Sequence[str]) -> None:  # Any: os-brick has no types
+    """Have a map of the disks that can be used. A multipathd that makes none by itself is told to.
+
+    It makes none of what it does not know to have several paths (multipath.conf(5), find_multipaths).
+    """
+    if not changes_within(lambda: bool(maps_over(names)), _MAP_S):
+        connector._linuxscsi.multipath_add_wwid(connector._linuxscsi.get_sysfs_wwn(list(names)))
+        for name in names:
+            connector._linuxscsi.multipath_add_path(f"/dev/{name}")
+        wait_for_change(lambda: bool(maps_over(names)), _TOLD_S, f"a multipath map of {', '.join(names)}")
+    for name in maps_over(names):
+        connector._linuxscsi.wait_for_mpath_device(name)
+
+
+def _known_to_os_brick(wanted: Connection, lun: LUN) -> Mapping[str, object]:
+    known = {"target_portal": str(lun.portal), "target_iqn": lun.iqn, "target_lun": lun.number}
     if wanted.secret:
         known |= {"auth_method": "CHAP", "auth_username": wanted.user, "auth_password": _PLACEHOLDER}
     return known
 
 
-def _writes_secret(argv: tuple[str, ...], wanted: Connection) -> bool:
-    """Write the secret where iscsiadm would, which shows its arguments to everybody."""
-    if iscsinodes.SECRET not in argv:
+def _writes_setting(argv: tuple[str, ...], wanted: Connection) -> bool:
+    """Write a setting where iscsiadm would, which shows its arguments, secrets too, to everybody."""
+    if argv[-6:-4] != ("--op", "update"):
         return False
-    iqn, portal = (argv[argv.index(option) + 1] for option in ("-T", "-p"))
-    iscsinodes.set_secret(iqn, Portal.of(portal), wanted.secret)
+    iqn, portal, name, value = (argv[argv.index(option) + 1] for option in ("-T", "-p", "-n", "-v"))
+    value = wanted.secret if name == iscsinodes.SECRET else value
+    iscsinodes.set_value(iqn, Portal.of(portal), name, value)
     return True
 
 

@@ -57,7 +57,6 @@ def come_and_go(bench: Bench) -> None:
     "what is written after a snapshot is not in it",
     level=Level.EXTENDED,
     capability=_SNAPSHOTS,
-    smoke=True,
 )
 def point_in_time(bench: Bench) -> None:
     """Stamp, take a snapshot, stamp anew, read both."""
