@@ -18,9 +18,6 @@ from voldrivers.conformance.subject import Oracle, Subject
 from voldrivers.conformance.trials.config import OutageTable, RunConfig
 from voldrivers.process import run
 
-#: What the backend is called.
-_NAME = "subject"
-
 
 def find_driver(text: str, directory: str = "") -> type[Driver]:
     """Find a driver; a module may lie in the working directory, as for `python -m`."""
@@ -41,9 +38,10 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
     """Give the driver with all that its checks use, but without its places. Nothing is opened or started."""
     options: object = config.read(kind.options_type, config.driver, "[driver]")
     config.read(kind.volume_options_type, config.volume, "[volume]")
+    name = kind.__name__.removesuffix("Driver").lower()  # as an operator might call it
 
     def make(chosen: type[Driver], run: Run) -> Driver:
-        return chosen(_NAME, options, run)
+        return chosen(name, options, run)
 
     return Subject(
         kind,
@@ -58,7 +56,7 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
         sweep_s=config.limits.sweep_s,
         mode=config.mode,
         outage=partial(_away, config.outage) if config.outage else None,
-        elsewhere=in_another_process(partial(kind, _NAME, options, run)),
+        elsewhere=in_another_process(partial(kind, name, options, run)),
     )
 
 
