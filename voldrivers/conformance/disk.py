@@ -33,7 +33,14 @@ class Disk:
 
     @property
     def size_bytes(self) -> int:
-        """What the host has."""
+        """What there is for who reads and writes here: the guest, or else the host.
+
+        In the middle of an extend the host's device may be larger than its guest knows.
+        """
+        if self.attachment.instance is not None:
+            seen = self.place.guest_bytes(self.volume, self.attachment)
+            if seen is not None:
+                return seen
         return self.place.device_bytes(self.volume, self.attachment)
 
     def read(self, offset_bytes: int, size_bytes: int = STAMP_BYTES) -> bytes:

@@ -58,6 +58,7 @@ class MemoryPlace(Place):
 
     def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
         self._check_let_in(volume)
+        self._check_end(volume, attachment, offset_bytes + size_bytes)
         words = self.host.array.written.get(volume.id, {})
         content = bytearray(size_bytes)
         for at, word in list(words.items()):  # others write meanwhile
@@ -70,15 +71,20 @@ class MemoryPlace(Place):
 
     def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
         self._check_let_in(volume)
-        end = min(self.device_bytes(volume, attachment), self.host.array.sizes.get(volume.id, 0))
-        if offset_bytes + len(content) > end:
-            raise OSError(f"the device ends at {end}")
+        self._check_end(volume, attachment, offset_bytes + len(content))
         self.host.array.write(volume.id, offset_bytes, content.hex())
 
     def residue(self) -> frozenset[str]:
         machine = self.host.machine
         nodes = {f"node {n} of {name}" for name, nodes in machine.instances.items() for n in nodes}
         return frozenset(nodes | {f"device {each}" for each in machine.devices} | machine.held)
+
+    def _check_end(self, volume: Volume, attachment: Attachment, end_bytes: int) -> None:
+        sizes = [self.device_bytes(volume, attachment), self.host.array.sizes.get(volume.id, 0)]
+        if attachment.instance is not None:
+            sizes.append(self.guest_bytes(volume, attachment) or 0)
+        if end_bytes > min(sizes):
+            raise OSError(f"the device ends at {min(sizes)}")
 
     def _check_let_in(self, volume: Volume) -> None:
         if self.host.machine.lost.issuperset(PATHS):

@@ -122,7 +122,10 @@ class GuestPlace(LocalPlace):
     def read(self, volume: Volume, attachment: Attachment, offset_bytes: int, size_bytes: int) -> bytes:
         if attachment.instance is None:
             return super().read(volume, attachment, offset_bytes, size_bytes)
-        return self.guest.disk(volume.id).read(offset_bytes // SECTOR_BYTES, size_bytes // SECTOR_BYTES)
+        try:
+            return self.guest.disk(volume.id).read(offset_bytes // SECTOR_BYTES, size_bytes // SECTOR_BYTES)
+        except (BackendError, NotFound) as error:
+            raise OSError(str(error)) from error
 
     def write(self, volume: Volume, attachment: Attachment, offset_bytes: int, content: bytes) -> None:
         if attachment.instance is None:
