@@ -38,7 +38,7 @@ def find_subject(kind: type[Driver], config: RunConfig) -> Subject:
     """Give the driver with all that its checks use, but without its places. Nothing is opened or started."""
     options: object = config.read(kind.options_type, config.driver, "[driver]")
     config.read(kind.volume_options_type, config.volume, "[volume]")
-    name = kind.__name__.removesuffix("Driver").lower()  # as an operator might call it
+    name = kind.__name__.lower()  # as an operator might call it
 
     def make(chosen: type[Driver], run: Run) -> Driver:
         return chosen(name, options, run)

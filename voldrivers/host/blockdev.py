@@ -177,6 +177,12 @@ def disks(session: Session) -> Sequence[DevicePath]:
     return [_unit(unit, session) for unit in sorted(units)]
 
 
+def disks_behind(luns: Iterable[LUN]) -> Sequence[DevicePath]:
+    """Give the disks that are reached as any of these LUNs, as far as they have a disk driver."""
+    wanted = set(luns)
+    return [disk for each in sessions() for disk in disks(each) if disk.lun in wanted and disk.name]
+
+
 def maps_over(names: Iterable[str]) -> Sequence[str]:
     """Give the multipath maps (dm-N) that hold any of these disks."""
     holders = (holder.name for name in names for holder in sysfs.entries(_BLOCK / name / "holders"))

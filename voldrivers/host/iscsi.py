@@ -5,7 +5,7 @@ os-brick connects. Letting go is ours: os-brick hangs for two minutes on a sessi
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from voldrivers import locks, sysfs
 from voldrivers.base import Run
 from voldrivers.errors import NotSupported, OutcomeUnknown, VolDriverError
 from voldrivers.host import login, removal
-from voldrivers.host.blockdev import DevicePath, check_paths, disks, look, maps_over, sessions
+from voldrivers.host.blockdev import check_paths, disks_behind, look, maps_over
 from voldrivers.host.changes import wait_for_change
 from voldrivers.host.connection import Connection, read_properties
 
@@ -47,7 +47,7 @@ def connect(run: Run, properties: Mapping[str, object], *, timeout_s: float = _C
     """
     wanted, deadline = read_properties(properties), time.monotonic() + timeout_s
     with _alone(timeout_s):
-        before = _disks(wanted)
+        before = disks_behind(wanted.luns)
         if len(before) == len(wanted.luns) and (path := _path(wanted)):
             check_paths(path, wanted.luns)
             return path
@@ -81,10 +81,6 @@ def _alone(timeout_s: float) -> AbstractContextManager[None]:
     return locks.in_turn(_LOCKS, "iscsi", "iSCSI on this host", timeout_s)
 
 
-def _disks(wanted: Connection) -> Sequence[DevicePath]:
-    return [disk for each in sessions() for disk in disks(each) if disk.lun in wanted.luns and disk.name]
-
-
 def _appeared(wanted: Connection) -> str:
     """Wait until the stable path leads to what is connected, and all of it works."""
     with suppress(OutcomeUnknown):
@@ -97,7 +93,7 @@ def _appeared(wanted: Connection) -> str:
 
 def _path(wanted: Connection) -> str | None:
     """Give the stable path, if it leads to the disks that the sessions show."""
-    found = {disk.name for disk in _disks(wanted)}
+    found = {disk.name for disk in disks_behind(wanted.luns)}
     for path in _links(wanted, found):
         if Path(path).exists() and found == {each.name for each in look(path).paths}:
             return path

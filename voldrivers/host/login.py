@@ -18,7 +18,7 @@ from voldrivers.errors import (
     VolDriverError,
 )
 from voldrivers.host import iscsinodes
-from voldrivers.host.blockdev import LUN, Portal, disks, maps_over, sessions
+from voldrivers.host.blockdev import LUN, Portal, disks_behind, maps_over, sessions
 from voldrivers.host.changes import changes_within, wait_for_change
 from voldrivers.host.connection import Connection
 
@@ -77,7 +77,10 @@ def log_in(run: Run, wanted: Connection, deadline: float) -> None:
         if len(wanted.luns) > 1:
             _have_map(connector, names)
     except brick.errors() as error:
-        raise _reason(commands, wanted) or BackendError(wanted.title, f"was not found: {error}") from error
+        reason = _reason(commands, wanted)
+        if reason is None and isinstance(error, VolDriverError):
+            raise
+        raise reason or BackendError(wanted.title, f"was not found: {error}") from error
 
 
 def _connector(commands: brick.Commands) -> Any:  # Any: os-brick has no types
@@ -99,14 +102,13 @@ def _connector(commands: brick.Commands) -> Any:  # Any: os-brick has no types
 def _disks(wanted: Connection) -> list[str]:
     """Give the disks by name as soon as each portal shows one. Raises BackendError when one does not."""
 
-    def found() -> dict[LUN | None, str]:
-        return {disk.lun: disk.name for each in sessions() for disk in disks(each) if disk.name}
+    def missing() -> set[LUN]:
+        return set(wanted.luns).difference(disk.lun for disk in disks_behind(wanted.luns))
 
-    changes_within(lambda: found().keys() >= set(wanted.luns), _DISK_S)
-    there = found()
-    if missing := [str(lun.portal) for lun in wanted.luns if lun not in there]:
-        raise BackendError(wanted.title, f"was not found behind {', '.join(missing)} after logging in")
-    return [there[lun] for lun in wanted.luns]
+    if not changes_within(lambda: not missing(), _DISK_S) and (silent := missing()):
+        portals = ", ".join(sorted(str(lun.portal) for lun in silent))
+        raise BackendError(wanted.title, f"was not found behind {portals} after logging in")
+    return [disk.name for disk in disks_behind(wanted.luns)]
 
 
 def _have_map(connector: Any, names: Sequence[str]) -> None:  # Any: os-brick has no types
