@@ -1,7 +1,8 @@
 """The stateful machine: long walks of operations in any order, each step compared with a model.
 
-Hypothesis makes the walks, of what is declared and of the model alone; a walk is plain data and is walked
-without it. One that fails is cut down to the steps that it takes, kept as a trace, and can be replayed.
+Hypothesis makes the walks after the first, of what is declared and of the model alone; a walk is plain data
+and is walked without it. One that fails is cut down to the steps that it takes, kept as a trace, and can be
+replayed.
 """
 
 import time
@@ -19,6 +20,7 @@ from voldrivers.conformance.verdicts import INVARIANTS, NotRun, Result, Verdict
 from voldrivers.conformance.walks.ground import Ground
 from voldrivers.conformance.walks.rules import RULES
 from voldrivers.conformance.walks.shrinking import Walk
+from voldrivers.conformance.walks.tour import tour
 from voldrivers.conformance.walks.traces import Step, Trace
 from voldrivers.conformance.walks.walking import Exploration, Failure, Walker, check_id
 from voldrivers.errors import InvalidInput, NotSupported
@@ -140,9 +142,12 @@ def _sampler() -> _Sample:
 
 
 def _walks(sample: _Sample, ground: Ground, seed: int, steps: int) -> Iterator[Walk]:
-    """Give walks without end, in batches; each batch has a seed of its own."""
+    """Give the tour, and then walks without end, in batches; each batch has a seed of its own."""
     for batch in count(seed * _SEEDS_APART):
-        yield from sample(ground, number=batch, steps=steps, count=_BATCH)
+        drawn = sample(ground, number=batch, steps=steps, count=_BATCH)
+        if batch == seed * _SEEDS_APART:
+            yield tour(ground)
+        yield from drawn
 
 
 def _outcome(run: Exploration, *trouble: Result) -> MachineOutcome:
