@@ -69,10 +69,29 @@ def test_a_dead_socket_is_refused_at_once(guest: DeviceGuest) -> None:
 
 def test_a_socket_held_by_somebody_else_is_refused_within_the_limit(guest: DeviceGuest) -> None:
     began = time.monotonic()
-    with Monitor(guest.qmp_socket), pytest.raises(InvalidState, match="held by another client"):
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(guest.qmp_socket))
+        with pytest.raises(InvalidState, match=r"silent for 0\.3 seconds: frozen, or held by another client"):
+            ask(guest.qmp_socket, 0.3)
+    with (
+        Monitor(guest.qmp_socket),
+        pytest.raises(InvalidState, match="held by another client of this process"),
+    ):
         ask(guest.qmp_socket, 0.3)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 6
     assert ask(guest.qmp_socket) == "running"
+
+
+def test_threads_of_a_process_take_turns_however_many(guest: DeviceGuest) -> None:
+    """The last one waits three limits long for the others."""
+
+    def look(_number: int) -> str:
+        with Monitor(guest.qmp_socket, 0.5) as monitor:
+            time.sleep(0.15)
+            return str(monitor.execute("query-status")["status"])
+
+    with ThreadPoolExecutor(10) as threads:
+        assert set(threads.map(look, range(10))) == {"running"}
 
 
 def test_clients_that_gave_up_do_not_keep_the_next_one_out(guest: DeviceGuest) -> None:

@@ -7,12 +7,14 @@ own event loop for the length of one call, so it works from any thread and besid
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from voldrivers import process
 from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
@@ -20,6 +22,10 @@ from voldrivers.errors import BackendError, InvalidState, OutcomeUnknown
 _CLOSE_S = 1.0
 #: Commands that change nothing, so that a lost answer leaves no doubt.
 _LOOKS = ("query-", "qom-list", "x-debug-query-", "guest-get-", "guest-sync")
+#: Threads of this process wait for each other so many limits long: a busy monitor is no silent one.
+_LIMITS = 4.0
+_turns: WeakValueDictionary[Path, threading.Lock] = WeakValueDictionary()
+_books = threading.Lock()  # of the turns
 Result = TypeVar("Result")
 
 
@@ -27,8 +33,9 @@ class Monitor:
     """One connection to a QMP socket, open inside a `with` block.
 
     QEMU serves one client of a socket at a time: to a second one it sends no greeting until the
-    first is gone. Entering raises InvalidState when the socket is missing, refuses, is held by
-    somebody else or does not greet within `timeout_s`; nothing has happened then.
+    first is gone. Threads of one process take turns, and none waits longer than four times `timeout_s`.
+    Entering raises InvalidState when the socket is missing, refuses, is held by somebody else or does not
+    greet within `timeout_s`; nothing has happened then.
     `greeting=False` is for the guest agent, which speaks only when asked.
     """
 
@@ -44,20 +51,18 @@ class Monitor:
 
     def __enter__(self) -> Self:
         """Connect and negotiate."""
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._connect()
-        except BaseException:
-            self._close()
-            raise
+        with ExitStack() as undo:
+            undo.enter_context(_turn(self.path, _LIMITS * self.timeout_s))
+            self._open()
+            self._turn = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Disconnect, whatever happened."""
-        self._close()
+        with self._turn:
+            self._close()
 
     @property
     def peer_pid(self) -> int | None:
@@ -88,6 +93,15 @@ class Monitor:
             raise self._unanswered(command, "the connection broke: QEMU closed it") from error
         except (QMPError, EOFError, OSError) as error:
             raise self._unanswered(command, f"the connection broke: {error}") from error
+
+    def _open(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._connect()
+        except BaseException:
+            self._close()
+            raise
 
     def _connect(self) -> None:
         from qemu.qmp import ConnectError
@@ -145,6 +159,20 @@ class Monitor:
             return call()
         with ThreadPoolExecutor(max_workers=1) as thread:
             return thread.submit(call).result()
+
+
+@contextmanager
+def _turn(path: Path, timeout_s: float) -> Iterator[None]:
+    """Be the only thread of this process that is at a monitor. Raises InvalidState when it cannot be."""
+    with _books:
+        turn = _turns.setdefault(path, threading.Lock())
+    if not turn.acquire(timeout=timeout_s):
+        held = f"held by another client of this process for {timeout_s:g} seconds"
+        raise InvalidState(f"monitor {path}", held, "free and answering")
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 def is_listening(path: Path) -> bool:
