@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,30 @@ def test_what_there_was_no_time_to_strike_is_told() -> None:
     hurried = replace(memory.subject(MemoryDriver), sweep_s=0.0)
     assert re.match(r"1 of \d+ boundaries struck in 0 s", run_check(killed, hurried).text)
     assert run_check(killed, memory.subject(MemoryDriver)).text == ""
+
+
+@pytest.mark.parametrize("name", ["ROL-006", "CRA-006", "DAT-006"])
+@pytest.mark.parametrize("driver", [MemoryDriver, MemoryFileDriver])
+def test_a_backend_that_is_late_to_come_back_is_waited_for(driver: type[MemoryDriver], name: str) -> None:
+    """An NFS client reaches its server some seconds after that is back."""
+    subject = memory.subject(driver)
+    assert subject.outage is not None
+    begin, late = subject.outage, ExitStack()
+
+    @contextmanager
+    def outage() -> Iterator[None]:
+        with ExitStack() as away:
+            away.enter_context(begin())
+            yield
+            late.push(away.pop_all())
+
+    def sleep(seconds: float) -> None:
+        late.close()
+        subject.sleep(seconds)
+
+    check = next(each for each in catalogue() if each.id == name)
+    result = run_check(check, replace(subject, outage=outage, sleep=sleep))
+    assert result.verdict is Verdict.PASSED, result
 
 
 @pytest.mark.parametrize("liar", liars(), ids=lambda liar: liar.lie.__name__)

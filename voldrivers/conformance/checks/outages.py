@@ -1,8 +1,9 @@
 """CRA, DAT and ROL: backends and instances that go away in the middle and come back, and torn records."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 from voldrivers.conformance.aids.blows import Blow, bring_to, check_grown, check_halfway, is_killed
@@ -13,6 +14,10 @@ from voldrivers.conformance.verdicts import Broken, NotApplicable, NotRun, expec
 from voldrivers.conformance.watch import Killed
 from voldrivers.errors import NotFound, VolDriverError
 from voldrivers.model import Volume
+from voldrivers.process import holds_within
+
+#: An NFS client tries its server again after longer and longer pauses (net/sunrpc/xprtsock.c).
+_BACK_S = 60.0
 
 
 @check(
@@ -176,7 +181,24 @@ def out_of_reach(bench: Bench) -> None:
 def _outage(bench: Bench) -> Callable[[], AbstractContextManager[None]]:
     if bench.subject.outage is None:
         raise NotRun("nobody can have the backend be out of reach here")
-    return bench.subject.outage
+    return partial(_away, bench, bench.subject.outage)
+
+
+@contextmanager
+def _away(bench: Bench, outage: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Have the backend be away; wait until it answers again, but what it says then is for the check."""
+    with outage():
+        yield
+    holds_within(lambda: _answers(bench), _BACK_S, bench.subject.sleep)
+
+
+def _answers(bench: Bench) -> bool:
+    try:
+        for volume in bench.engine.volumes():
+            bench.sizes(volume)
+    except VolDriverError:
+        return False
+    return True
 
 
 def _extend_into(
