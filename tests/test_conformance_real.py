@@ -2,16 +2,17 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 from realsite import mounted
 
 from voldrivers.base import Driver, Run
-from voldrivers.conformance import Subject, Verdict, catalogue
+from voldrivers.conformance import Subject, Verdict, catalogue, naming
 from voldrivers.conformance.aids.mounting import mounted as filesystem_on
 from voldrivers.conformance.catalogue import Check
 from voldrivers.conformance.elsewhere import in_another_process
@@ -93,6 +94,17 @@ REST = [pytest.param(check, marks=pytest.mark.full) for check in catalogue() if 
 def test_files_in_a_directory(subject: Subject, check: Check) -> None:
     result = run_check(check, subject)
     assert result.verdict in (Verdict.PASSED, Verdict.NOT_APPLICABLE, Verdict.NOT_RUN), result
+
+
+@pytest.mark.parametrize("kind", naming._KINDS)
+def test_no_name_that_is_drawn_is_one_of_the_drivers_own(
+    subject: Subject, kind: Callable[[Random], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of this driver are called as Cinder calls volumes; what does not exist is none of them."""
+    monkeypatch.setattr(naming, "_KINDS", (kind,))
+    check = next(each for each in catalogue() if each.id == "BAD-006")
+    result = run_check(check, subject)
+    assert result.verdict is Verdict.PASSED, result
 
 
 @pytest.mark.needs("e2fsck", "resize2fs", "losetup")

@@ -122,12 +122,12 @@ def unknown_sources(bench: Bench) -> None:
         asked += [lambda: engine.create_snapshot(name, lost.name)]
     if bench.declared.clones:
         asked += [
-            lambda: engine.clone_volume(name, source=f"{name}-gone"),
+            lambda: engine.clone_volume(name, source=f"no-{name}"),
             lambda: engine.clone_volume(name, snapshot=lost.name),
             lambda: _clone_of_gone(bench),
         ]
     if bench.declared.manage:
-        asked += [lambda: engine.manage_volume(name, f"{name}-gone")]
+        asked += [lambda: engine.manage_volume(name, f"no-{name}")]
     for ask in asked:
         bench.refused(ask, NotFound)
     if bench.declared.snapshots and bench.declared.clones:
