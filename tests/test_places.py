@@ -185,6 +185,8 @@ def test_a_guest_lets_go_while_it_is_asked(agent: Running, tmp_path: Path) -> No
         assert f"disk {VOLUME.id[:20]}" in place.residue()
         with pytest.raises(OSError, match="status 1"):
             place.write(VOLUME, attachment, MiB, b"x" * SECTOR_BYTES)
+        with pytest.raises(OSError, match="status 1"):
+            place.read(VOLUME, attachment, MiB, SECTOR_BYTES)
         with place.letting_go():
             place.host.unplug(VOLUME, attachment)
         assert f"disk {VOLUME.id[:20]}" not in place.residue()
