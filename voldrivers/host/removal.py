@@ -21,6 +21,7 @@ from voldrivers.process import holds_within
 _FLUSH_S, _STEP_S = 20.0, 15.0
 #: Who opens a map for a moment, as udev does to look at it, has closed it by then.
 _CLOSED_S = 3.0
+_SETTLE_S = 5
 _BLOCK = Path("/sys/class/block")
 #: ISCSI_ERR_SESS_NOT_FOUND, ISCSI_ERR_NO_OBJS_FOUND (open-iscsi, include/iscsi_err.h).
 _NOT_THERE = (2, 21)
@@ -50,6 +51,8 @@ def remove(run: Run, luns: Sequence[LUN], path: str, deadline: float) -> None:
     for lun in luns:
         _forget(run, lun, deadline)
     _check_gone(luns, deadline)
+    if maps and not alive:
+        _settle(run, deadline)
 
 
 def _is_of(session: Session, lun: LUN) -> bool:
@@ -134,6 +137,15 @@ def _remove_map(run: Run, name: str, deadline: float, *, flush: bool) -> None:
                 subject = f"multipath map {map_name}"
                 raise InvalidState(subject, f"in use ({error.reason})", "closed by all who use it") from error
         changes_within(lambda: not (_BLOCK / name).exists(), 0.2)
+
+
+def _settle(run: Run, deadline: float) -> None:
+    """Wait for udev, which makes a link anew where it was reading from a map when its paths died.
+
+    It takes that away itself, too; where it never does, a link to nothing harms nobody.
+    """
+    with suppress(BackendError, OutcomeUnknown):
+        run(["udevadm", "settle", f"--timeout={_SETTLE_S}"], timeout_s=_left_s(deadline))
 
 
 def _remove_disk(run: Run, disk: DevicePath, deadline: float, *, flush: bool) -> None:
