@@ -8,7 +8,7 @@ replayed.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Protocol
 
@@ -143,11 +143,11 @@ def _sampler() -> _Sample:
 
 def _walks(sample: _Sample, ground: Ground, seed: int, steps: int) -> Iterator[Walk]:
     """Give the tour, and then walks without end, in batches; each batch has a seed of its own."""
-    for batch in count(seed * _SEEDS_APART):
-        drawn = sample(ground, number=batch, steps=steps, count=_BATCH)
-        if batch == seed * _SEEDS_APART:
-            yield tour(ground)
-        yield from drawn
+    numbers = count(seed * _SEEDS_APART)
+    batches = (sample(ground, number=number, steps=steps, count=_BATCH) for number in numbers)
+    drawn = next(batches)  # before the first walk begins, which is when the time does
+    yield tour(ground)
+    yield from chain(drawn, chain.from_iterable(batches))
 
 
 def _outcome(run: Exploration, *trouble: Result) -> MachineOutcome:
